@@ -1,0 +1,108 @@
+"""The short causal convolution in front of the scan: depthwise, looking back K - 1 steps.
+
+Read `reference.py` first. `cpu.py` (Numba) and `triton.py` compute the same; `function.py` binds them to autograd.
+"""
+
+import importlib
+
+from torch import Tensor
+
+from mamba_seq.kernels._checks import check_causal_conv1d, check_dtype, check_shape
+from mamba_seq.kernels._dispatch import choose_backend
+from mamba_seq.kernels.causal_conv1d.reference import (
+    causal_conv1d_reference,
+    causal_conv1d_update_reference,
+    last_inputs,
+)
+
+__all__ = ["causal_conv1d", "causal_conv1d_update"]
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    return_final_state: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Convolve each channel with its own short causal filter: y_t = act(bias + sum_k weight_k x_(t-K+1+k)).
+
+    Args:
+        x: input (B, L, D); float32, float16 or bfloat16 (float64 on the reference). 16-bit inputs accumulate in float32.
+        weight: filter taps (D, K), the last one for the present step; float32 or x's type. K is at least 2.
+        bias: (D,) in weight's type.
+        activation: None or "silu".
+        initial_state: the K - 1 inputs before x, oldest first (B, D, K-1), or (S, D, K-1) when packed; zero when None.
+        cu_seqlens: boundaries (S+1,) int32 of S sequences packed along L with batch 1.
+        return_final_state: also return the last K - 1 inputs.
+        backend: "reference", "cpu" or "triton"; None chooses by device and case.
+
+    Returns:
+        y (B, L, D) in x's type; with `return_final_state` also the state (B, D, K-1), or (S, D, K-1) when packed.
+        Differentiable in every float input.
+
+    Raises:
+        ValueError: for shapes, types or devices outside the contract, naming the argument.
+        RuntimeError: when a named backend cannot run the case.
+    """
+    check_causal_conv1d(x, weight, bias, activation, initial_state, cu_seqlens)
+    unsupported = dict.fromkeys(("cpu", "triton"), _outside_compiled_case(x, cu_seqlens))
+    chosen = choose_backend("causal_conv1d", backend, x.device, unsupported)
+    if chosen == "reference" or x.shape[1] == 0:
+        y = causal_conv1d_reference(x, weight, bias, activation, initial_state, cu_seqlens)
+    else:
+        from mamba_seq.kernels.causal_conv1d.function import CausalConv1d
+
+        y = CausalConv1d.apply(x, weight, bias, activation, initial_state, chosen)
+    return (y, last_inputs(x, weight.shape[1], initial_state, cu_seqlens)) if return_final_state else y
+
+
+def causal_conv1d_update(
+    x: Tensor,
+    state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Convolve one more step, changing `state` in place; no gradient.
+
+    Args:
+        x: input of this step (B, D).
+        state: the K - 1 inputs before it, oldest first (B, D, K-1), in x's type; overwritten.
+        weight: (D, K).
+        bias: (D,).
+        activation: None or "silu".
+        backend: as in `causal_conv1d`.
+
+    Returns:
+        y (B, D) in x's type.
+
+    Raises:
+        ValueError: for shapes or types outside the contract, naming the argument.
+        RuntimeError: when a named backend cannot run the case.
+    """
+    if x.dim() != 2:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, D)")
+    check_causal_conv1d(x[:, None], weight, bias, activation, state, None)
+    check_dtype("state", state, (x.dtype,))
+    check_shape("state", state, (*x.shape, weight.shape[1] - 1), "(B, D, K-1)")
+    unsupported = dict.fromkeys(("cpu", "triton"), _outside_compiled_case(x, None))
+    chosen = choose_backend("causal_conv1d_update", backend, x.device, unsupported)
+    if chosen == "reference":
+        return causal_conv1d_update_reference(x, state, weight, bias, activation)
+    module = importlib.import_module(f"mamba_seq.kernels.causal_conv1d.{chosen}")
+    y: Tensor = module.causal_conv1d_update(x, state, weight, bias, activation)
+    return y
+
+
+def _outside_compiled_case(x: Tensor, cu_seqlens: Tensor | None) -> str | None:
+    """Say why the compiled implementations cannot run a case of the contract yet, or None."""
+    if cu_seqlens is not None:
+        return "packed sequences (cu_seqlens) run on the reference only"
+    if str(x.dtype) == "torch.float64":
+        return "float64 runs on the reference only"
+    return None

@@ -1,0 +1,53 @@
+"""Autograd around the compiled convolutions.
+
+A backend module (`cpu`, `triton`) offers two functions, without autograd:
+
+    forward(x, weight, bias, activation, initial_state) -> y (B, L, D)
+    backward(dy, x, weight, bias, activation, initial_state) -> dx, dweight, dbias, dinitial_state; None where None came in
+
+The pre-activation is recomputed in the backward pass, so only inputs are kept.
+"""
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def backend_module(backend: str) -> ModuleType:
+    """Import the module that implements `backend`; only then is Numba or Triton loaded."""
+    return importlib.import_module(f"mamba_seq.kernels.causal_conv1d.{backend}")
+
+
+class CausalConv1d(torch.autograd.Function):
+    """`causal_conv1d` on a compiled backend, without the final state (that is a slice of the input)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: str | None,
+        initial_state: Tensor | None,
+        backend: str,
+    ) -> Tensor:
+        """Return y (B, L, D)."""
+        ctx.save_for_backward(x, weight, bias, initial_state)
+        ctx.activation = activation
+        ctx.backend = backend
+        y: Tensor = backend_module(backend).forward(x, weight, bias, activation, initial_state)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient of every argument of `forward`, in order."""
+        x, weight, bias, initial_state = ctx.saved_tensors
+        dx, dweight, dbias, dinitial_state = backend_module(ctx.backend).backward(
+            dy, x, weight, bias, ctx.activation, initial_state
+        )
+        return dx, dweight, dbias, None, dinitial_state, None

@@ -1,0 +1,133 @@
+"""The selective scan (S6): one operator, three implementations, one contract.
+
+Read `reference.py` first, it is the definition. `cpu.py` (Numba) and `triton.py` compute the same in compiled code, with
+their own backward; `function.py` binds those two to autograd.
+"""
+
+from torch import Tensor
+
+from mamba_seq.kernels._checks import ScanShape, check_selective_scan
+from mamba_seq.kernels._dispatch import choose_backend
+from mamba_seq.kernels.selective_scan.reference import selective_scan_reference, selective_state_update_reference
+
+__all__ = ["selective_scan", "selective_state_update"]
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    return_final_state: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run the selective state-space recurrence over a sequence (Mamba, arXiv 2312.00752, eq. 2 and Algorithm 2).
+
+        h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t ;  y_t = C_t h_t + D u_t, 2 Re(C_t h_t) + D u_t for complex A
+        y_t = y_t * silu(z_t)
+
+    Args:
+        u: input (B, L, D); float32, float16 or bfloat16 (float64 on the reference). 16-bit inputs are computed in float32.
+        delta: step sizes before bias and softplus (B, L, D), in u's type.
+        A: state matrix, diagonal per channel (D, N); float32 or complex64.
+        B: input projection (B, L, N), or (B, L, G, N) with G groups of D / G channels, in u's type; constant over time:
+            (D, N) float32. complex64 when A is.
+        C: output projection, like B.
+        D: skip connection (D,) float32.
+        z: gate (B, L, D) in u's type.
+        delta_bias: (D,) float32, added to delta.
+        delta_softplus: pass delta through softplus after the bias.
+        initial_state: (B, D, N), or (S, D, N) when packed; A's type. Zero when None.
+        cu_seqlens: boundaries (S+1,) int32 of S sequences packed along L with batch 1; the state starts anew at each.
+        return_final_state: also return the state after the last step.
+        backend: "reference", "cpu" or "triton"; None chooses by device and case.
+
+    Returns:
+        y (B, L, D) in u's type; with `return_final_state` also the state (B, D, N), or (S, D, N) when packed.
+        Differentiable in every float input, the states included. With L = 0, y is empty and the state the initial one.
+
+    Raises:
+        ValueError: for shapes, types or devices outside the contract, naming the argument.
+        RuntimeError: when a named backend cannot run the case.
+    """
+    shape = check_selective_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens)
+    unsupported = dict.fromkeys(("cpu", "triton"), _outside_compiled_case(u, A, B, C, shape, cu_seqlens))
+    chosen = choose_backend("selective_scan", backend, u.device, unsupported)
+    arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
+    if chosen == "reference" or shape.L == 0:
+        y, final_state = selective_scan_reference(*arguments, cu_seqlens)
+    else:
+        from mamba_seq.kernels.selective_scan.function import SelectiveScan
+
+        one_group = (p[:, :, 0] if p.dim() == 4 else p for p in (B, C))
+        y, final_state = SelectiveScan.apply(
+            u, delta, A, *one_group, D, z, delta_bias, delta_softplus, initial_state, return_final_state, chosen
+        )
+    return (y, final_state) if return_final_state else y
+
+
+def selective_state_update(
+    state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    backend: str | None = None,
+) -> Tensor:
+    """Advance the recurrence of `selective_scan` by one step, changing `state` in place; no gradient.
+
+    Args:
+        state: (B, D, N) in A's type; overwritten with the next state.
+        u: input of this step (B, D).
+        delta: (B, D), in u's type.
+        A: (D, N) float32 or complex64.
+        B: (B, N), (B, G, N), or (D, N) constant over time (a matrix is read as (B, N) where the batch equals D).
+        C: like B.
+        D: skip connection (D,) float32.
+        z: gate (B, D).
+        delta_bias: (D,) float32.
+        delta_softplus: pass delta through softplus after the bias.
+        backend: as in `selective_scan`.
+
+    Returns:
+        y (B, D) in u's type.
+
+    Raises:
+        ValueError: for shapes or types outside the contract, naming the argument.
+        RuntimeError: when a named backend cannot run the case.
+    """
+    from mamba_seq.kernels.selective_scan.step import check_step, run_step, unsupported_step
+
+    check_step(state, u, delta, A, B, C, D, z, delta_bias)
+    chosen = choose_backend("selective_state_update", backend, u.device, unsupported_step(u, A, B, C))
+    update = selective_state_update_reference if chosen == "reference" else run_step(chosen)
+    return update(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+
+
+def _outside_compiled_case(
+    u: Tensor, A: Tensor, B: Tensor, C: Tensor, shape: ScanShape, cu_seqlens: Tensor | None
+) -> str | None:
+    """Say why the compiled implementations cannot run a case of the contract yet, or None."""
+    if A.is_complex():
+        return "complex A runs on the reference only"
+    if shape.G > 1:
+        return f"{shape.G} groups of B and C run on the reference only"
+    if B.dim() == 2 or C.dim() == 2:
+        return "B or C constant over time runs on the reference only"
+    if cu_seqlens is not None:
+        return "packed sequences (cu_seqlens) run on the reference only"
+    if str(u.dtype) == "torch.float64":
+        return "float64 runs on the reference only"
+    return None

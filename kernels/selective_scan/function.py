@@ -1,0 +1,71 @@
+"""Autograd around the compiled scans: what is kept from forward to backward, and which module computes each.
+
+A backend module (`cpu`, `triton`) offers two functions, without autograd:
+
+    forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, keep_for_backward)
+        -> y (B, L, D), final_state (B, D, N) float32, saved: tuple of tensors that `backward` wants (chunk states)
+           B and C are (B, L, N) here, and L is at least 1
+    backward(dy, dfinal_state, saved, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
+        -> du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state; None where the input was None
+
+Only inputs and the states at chunk starts are kept: everything else is recomputed in the backward pass (Mamba, section 3.3.2).
+"""
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def backend_module(backend: str) -> ModuleType:
+    """Import the module that implements `backend`; only then is Numba or Triton loaded."""
+    return importlib.import_module(f"mamba_seq.kernels.selective_scan.{backend}")
+
+
+class SelectiveScan(torch.autograd.Function):
+    """`selective_scan` on a compiled backend."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        delta_bias: Tensor | None,
+        delta_softplus: bool,
+        initial_state: Tensor | None,
+        return_final_state: bool,
+        backend: str,
+    ) -> tuple[Tensor, Tensor]:
+        """Return y (B, L, D) and the final state (B, D, N)."""
+        module = backend_module(backend)
+        keep = any(ctx.needs_input_grad)
+        y, final_state, saved = module.forward(
+            u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, keep_for_backward=keep
+        )
+        ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, initial_state, *saved)
+        ctx.delta_softplus = delta_softplus
+        ctx.backend = backend
+        ctx.set_materialize_grads(False)
+        if not return_final_state:
+            ctx.mark_non_differentiable(final_state)
+        return y, final_state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor | None, dfinal_state: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return the gradient of every argument of `forward`, in order."""
+        u, delta, A, B, C, D, z, delta_bias, initial_state, *saved = ctx.saved_tensors
+        if dy is None:
+            dy = torch.zeros_like(u)
+        du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state = backend_module(ctx.backend).backward(
+            dy, dfinal_state, tuple(saved), u, delta, A, B, C, D, z, delta_bias, ctx.delta_softplus, initial_state
+        )
+        return du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, None, dinitial_state, None, None

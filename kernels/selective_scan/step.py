@@ -1,0 +1,87 @@
+"""The single step of the scan: its checks, and the choice of who runs it."""
+
+import importlib
+from collections.abc import Callable
+
+from torch import Tensor
+
+from mamba_seq.kernels._checks import FLOATS, check_device, check_dtype, check_shape, parameter_dtypes
+from mamba_seq.kernels.selective_scan.reference import is_constant
+
+
+def check_step(
+    state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+) -> None:
+    """Check every argument of `selective_state_update`; raise ValueError naming the first that is wrong."""
+    if u.dim() != 2:
+        raise ValueError(f"u has shape {tuple(u.shape)}, expected (B, D)")
+    check_dtype("u", u, FLOATS)
+    batch, channels = u.shape
+    if A.dim() != 2 or A.shape[0] != channels:
+        raise ValueError(f"A has shape {tuple(A.shape)}, expected (D, N) with D = {channels}")
+    n_state = A.shape[1]
+    real, complex_ = parameter_dtypes(u)
+    check_dtype("A", A, (real, complex_))
+    check_shape("state", state, (batch, channels, n_state), "(B, D, N)")
+    check_dtype("state", state, (A.dtype,))
+    for name, tensor in (("delta", delta), ("z", z)):
+        if tensor is not None:
+            check_shape(name, tensor, (batch, channels), "(B, D)")
+            check_dtype(name, tensor, (u.dtype,))
+    for name, tensor in (("D", D), ("delta_bias", delta_bias)):
+        if tensor is not None:
+            check_shape(name, tensor, (channels,), "(D,)")
+            check_dtype(name, tensor, (real,))
+    for name, tensor in (("B", B), ("C", C)):
+        _check_projection(name, tensor, u, A)
+    named = {"state": state, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
+    for name, tensor in named.items():
+        if tensor is not None:
+            check_device(name, tensor, u.device)
+
+
+def _check_projection(name: str, tensor: Tensor, u: Tensor, A: Tensor) -> None:
+    batch, channels = u.shape
+    n_state = A.shape[1]
+    if tensor.dim() == 3:
+        groups = tensor.shape[1]
+        check_shape(name, tensor, (batch, groups, n_state), "(B, G, N)")
+        if groups < 1 or channels % groups:
+            raise ValueError(f"{name} has {groups} groups, which do not divide D = {channels}")
+    elif tuple(tensor.shape) not in ((batch, n_state), (channels, n_state)):
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)}, expected (B, N) = {(batch, n_state)}, (B, G, N), "
+            f"or (D, N) = {(channels, n_state)} constant over time"
+        )
+    constant = is_constant(tensor, u)
+    check_dtype(name, tensor, (A.dtype,) if constant or A.is_complex() else (u.dtype,))
+
+
+def unsupported_step(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> dict[str, str | None]:
+    """Say, per compiled backend, why it cannot run this step, or None."""
+    reason = None
+    if A.is_complex():
+        reason = "complex A runs on the reference only"
+    elif any(p.dim() == 3 and p.shape[1] > 1 for p in (B, C)):
+        reason = "groups of B and C run on the reference only"
+    elif is_constant(B, u) or is_constant(C, u):
+        reason = "B or C constant over time runs on the reference only"
+    elif str(u.dtype) == "torch.float64":
+        reason = "float64 runs on the reference only"
+    return dict.fromkeys(("cpu", "triton"), reason)
+
+
+def run_step(backend: str) -> Callable[..., Tensor]:
+    """Return the step function of a compiled backend: the reference's signature, B and C (B, N) or (B, 1, N)."""
+    step: Callable[..., Tensor] = importlib.import_module(
+        f"mamba_seq.kernels.selective_scan.{backend}"
+    ).selective_state_update
+    return step
