@@ -1,0 +1,94 @@
+"""The shared backbone: a stack of Mamba blocks, each with a normalisation in front and a residual around it.
+
+It takes vectors and gives vectors, (B, L, d_model) to (B, L, d_model); what the positions mean is its caller's business.
+Whole sequence, chunk after chunk (`state`, `return_state`) and `step` agree to rounding.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mamba_seq.block import Mamba, MambaState
+from mamba_seq.config import MambaConfig
+
+BackboneState = list[MambaState]
+"""One state a block, first block first."""
+
+
+class Backbone(nn.Module):
+    """`n_layer` residual Mamba blocks and a final normalisation (arXiv 2312.00752, section 3.4)."""
+
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(ResidualBlock(config) for _ in range(config.n_layer))
+        self.norm = make_norm(config)
+        with torch.no_grad():
+            # each block adds to the residual stream: keep its variance at initialisation (GPT-2, section 2.3)
+            for layer in self.layers:
+                layer.mixer.out_proj.weight /= math.sqrt(config.n_layer)
+
+    def forward(
+        self, hidden: Tensor, mask: Tensor | None = None, state: BackboneState | None = None, return_state: bool = False
+    ) -> Tensor | tuple[Tensor, BackboneState]:
+        """Run the stack over a sequence, or over a chunk that continues `state`.
+
+        Args:
+            hidden: (B, L, d_model).
+            mask: (B, L), true at real positions; padding left or right of a sequence changes nothing.
+            state: what the blocks remember of the sequence so far; None starts it.
+            return_state: also return their state after the last real position.
+
+        Returns:
+            (B, L, d_model), and the state if asked for.
+        """
+        residual = hidden.float() if self.config.residual_in_fp32 else hidden
+        new_state: BackboneState = []
+        for i, layer in enumerate(self.layers):
+            residual = layer(residual, mask, None if state is None else state[i], return_state)
+            if return_state:
+                residual, layer_state = residual
+                new_state.append(layer_state)
+        out = self.norm(residual.to(self.norm.weight.dtype))
+        return (out, new_state) if return_state else out
+
+    def step(self, hidden: Tensor, state: BackboneState) -> Tensor:
+        """Advance every block one position, changing `state` in place; (B, d_model) to (B, d_model), no gradient."""
+        residual = hidden.float() if self.config.residual_in_fp32 else hidden
+        for layer, layer_state in zip(self.layers, state, strict=True):
+            residual = layer.step(residual, layer_state)
+        out: Tensor = self.norm(residual.to(self.norm.weight.dtype))
+        return out
+
+    def allocate_state(self, batch: int) -> BackboneState:
+        """Return the state of `batch` sequences before their first position."""
+        return [layer.mixer.allocate_state(batch) for layer in self.layers]
+
+
+class ResidualBlock(nn.Module):
+    """residual + Mamba(norm(residual))."""
+
+    def __init__(self, config: MambaConfig) -> None:
+        super().__init__()
+        self.norm = make_norm(config)
+        self.mixer = Mamba(config)
+
+    def forward(
+        self, residual: Tensor, mask: Tensor | None, state: MambaState | None, return_state: bool
+    ) -> Tensor | tuple[Tensor, MambaState]:
+        """Take and return the residual stream (B, L, d_model), and the block's state if asked for."""
+        out = self.mixer(self.norm(residual.to(self.norm.weight.dtype)), mask, state, return_state)
+        if return_state:
+            return residual + out[0], out[1]
+        return residual + out
+
+    def step(self, residual: Tensor, state: MambaState) -> Tensor:
+        """Advance one position of the residual stream (B, d_model), changing `state` in place."""
+        return residual + self.mixer.step(self.norm(residual.to(self.norm.weight.dtype)), state)
+
+
+def make_norm(config: MambaConfig) -> nn.RMSNorm | nn.LayerNorm:
+    """Build the normalisation that the config names."""
+    norm = nn.RMSNorm if config.norm == "rms" else nn.LayerNorm
+    return norm(config.d_model, eps=config.norm_eps)

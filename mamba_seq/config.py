@@ -1,0 +1,140 @@
+"""What a model is made of, and what a saved model must carry to be used.
+
+`MambaConfig` describes the stack of blocks; `ModelConfig` adds everything that a prediction needs: the task, the alphabet
+or codec, the label names in order, the context. It is the `config.json` of a saved-model folder.
+"""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from mamba_seq._version import __version__
+from mamba_seq.errors import ModelError
+
+TASKS = ("sequence-classification", "language-model")
+
+
+@dataclasses.dataclass(kw_only=True)
+class MambaConfig:
+    """Sizes and initialisation of a stack of Mamba blocks (arXiv 2312.00752, sections 3.4 to 3.6)."""
+
+    d_model: int
+    """Width of the residual stream."""
+    n_layer: int
+    """Number of blocks."""
+    d_state: int = 16
+    """State size N of every channel."""
+    d_conv: int = 4
+    """Taps K of the causal convolution."""
+    expand: int = 2
+    """The scan has D = expand * d_model channels."""
+    dt_rank: int | None = None
+    """Rank of the projection that makes delta; None takes ceil(d_model / 16)."""
+    dt_min: float = 0.001
+    """Smallest initial step size after softplus."""
+    dt_max: float = 0.1
+    """Largest initial step size after softplus."""
+    bias: bool = False
+    """Give the input and output projections a bias."""
+    conv_bias: bool = True
+    """Give the convolution a bias."""
+    norm: Literal["rms", "layer"] = "rms"
+    """Normalisation in front of every block."""
+    norm_eps: float = 1e-5
+    """Added to the variance in the normalisation."""
+    residual_in_fp32: bool = True
+    """Keep the residual stream in float32 when the weights are in 16 bits."""
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "n_layer", "d_state", "expand"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.d_conv < 2:
+            raise ValueError(f"d_conv is {self.d_conv}, expected at least 2 taps")
+        if self.dt_rank is not None and self.dt_rank < 1:
+            raise ValueError(f"dt_rank is {self.dt_rank}, expected at least 1, or none for d_model / 16")
+        if not 0 < self.dt_min <= self.dt_max:
+            raise ValueError(f"dt_min is {self.dt_min} and dt_max {self.dt_max}, expected 0 < dt_min <= dt_max")
+        if self.norm not in ("rms", "layer"):
+            raise ValueError(f"norm is {self.norm!r}, expected 'rms' or 'layer'")
+
+    @property
+    def d_inner(self) -> int:
+        """Channels D of the scan."""
+        return self.expand * self.d_model
+
+    @property
+    def rank(self) -> int:
+        """The rank of delta's projection, after the default."""
+        return self.dt_rank if self.dt_rank is not None else math.ceil(self.d_model / 16)
+
+
+@dataclasses.dataclass(kw_only=True)
+class ModelConfig:
+    """A whole model: the backbone, its input, its task, and the names of its outputs."""
+
+    task: Literal["sequence-classification", "language-model"]
+    """What the head does."""
+    backbone: MambaConfig
+    """The stack of blocks."""
+    vocab_size: int
+    """Number of input tokens V."""
+    alphabet: str | None = None
+    """Name of the alphabet that turns text into tokens, such as "dna"; None when the caller brings tokens."""
+    labels: list[str] = dataclasses.field(default_factory=list)
+    """Class names, in the order of the outputs."""
+    context: int | None = None
+    """Length of the sequences the model was trained on, in tokens."""
+    pooling: Literal["mean", "last", "max"] = "mean"
+    """How a classifier turns the positions of a sequence into one vector."""
+    mamba_seq_version: str = __version__
+    """The version that wrote the model."""
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f"task is {self.task!r}, expected one of {', '.join(TASKS)}")
+        if self.pooling not in ("mean", "last", "max"):
+            raise ValueError(f"pooling is {self.pooling!r}, expected 'mean', 'last' or 'max'")
+        if self.vocab_size < 1:
+            raise ValueError(f"vocab_size is {self.vocab_size}, expected at least 1")
+        if self.task == "sequence-classification" and len(self.labels) < 2:
+            raise ValueError(f"labels has {len(self.labels)} names, expected at least 2 for a classifier")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels has a name twice: {self.labels}")
+
+    def to_json(self) -> str:
+        """Write the config as the text of a `config.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json_file(cls, path: Path) -> "ModelConfig":
+        """Read a `config.json`.
+
+        Raises:
+            ModelError: when the file is not JSON or does not describe a model of this package.
+        """
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path} cannot be read as a model config: {error}") from error
+        if not isinstance(fields, dict) or not isinstance(fields.get("backbone"), dict):
+            raise ModelError(f"{path} is not a mamba-seq config: expected an object with 'task', 'backbone', 'vocab_size'")
+        backbone = _known_fields(MambaConfig, fields.pop("backbone"), path)
+        try:
+            return cls(backbone=MambaConfig(**backbone), **_known_fields(cls, fields, path))
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"{path} does not describe a model: {error}") from error
+
+
+def _known_fields(config: type, fields: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return `fields`, refusing names that the config does not have: a newer format must not be half understood."""
+    known = {field.name for field in dataclasses.fields(config)}
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise ModelError(
+            f"{path} has fields that mamba-seq {__version__} does not know: {', '.join(unknown)}; "
+            "a newer version may have written it"
+        )
+    return fields
