@@ -1,1 +1,55 @@
-"""mamba-seq."""
+"""mamba-seq: selective state-space models for sequences too long for attention.
+
+The whole public surface is below. Names load their module when first used (PEP 562), so that `import mamba_seq`, and with it
+the command line, costs no import of torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mamba_seq._version import __version__
+
+if TYPE_CHECKING:
+    from mamba_seq.backbone import Backbone
+    from mamba_seq.block import Mamba, MambaState
+    from mamba_seq.config import MambaConfig, ModelConfig
+    from mamba_seq.errors import ModelError, UnknownModelError
+    from mamba_seq.heads import LanguageModel, SequenceClassifier
+    from mamba_seq.saving import from_pretrained
+
+_HOME = {
+    "MambaConfig": "config",
+    "ModelConfig": "config",
+    "Mamba": "block",
+    "MambaState": "block",
+    "Backbone": "backbone",
+    "SequenceClassifier": "heads",
+    "LanguageModel": "heads",
+    "from_pretrained": "saving",
+    "ModelError": "errors",
+    "UnknownModelError": "errors",
+}
+
+__all__ = [
+    "Backbone",
+    "LanguageModel",
+    "Mamba",
+    "MambaConfig",
+    "MambaState",
+    "ModelConfig",
+    "ModelError",
+    "SequenceClassifier",
+    "UnknownModelError",
+    "__version__",
+    "from_pretrained",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"mamba_seq.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

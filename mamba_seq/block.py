@@ -120,7 +120,8 @@ class Mamba(nn.Module):
         Returns:
             (B, d_model).
         """
-        x, z = self.in_proj(hidden).chunk(2, dim=-1)
+        # autocast would give 16 bits here, but the state's type was fixed when it was made
+        x, z = self.in_proj(hidden).to(state.conv.dtype).chunk(2, dim=-1)
         u = causal_conv1d_update(x, state.conv, self.conv_weight, self.conv_bias, "silu")
         delta, B, C = self._select(u)
         y = selective_state_update(
@@ -138,8 +139,8 @@ class Mamba(nn.Module):
     def _select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Make raw delta (..., D), B and C (..., N) from the convolved input (..., D)."""
         n_state = self.config.d_state
-        low_rank, B, C = self.x_proj(u).split((self.config.rank, n_state, n_state), dim=-1)
-        return self.dt_proj(low_rank), B, C
+        low_rank, B, C = self.x_proj(u).to(u.dtype).split((self.config.rank, n_state, n_state), dim=-1)
+        return self.dt_proj(low_rank).to(u.dtype), B, C
 
     def _last_inputs(self, x: Tensor, conv_state: Tensor | None, mask: Tensor | None) -> Tensor:
         """Return the K - 1 inputs before each sequence's end (B, D, K-1), which padding on the right puts before L."""

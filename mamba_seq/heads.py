@@ -1,0 +1,158 @@
+"""Models: the backbone with an embedding in front and a head behind it.
+
+    SequenceClassifier   tokens (B, L) -> logits (B, number of labels), from the masked mean, the last or the maximal position
+    LanguageModel        tokens (B, L) -> logits (B, L, V) of the next token; the embedding is also the output matrix
+
+Each has the three forms of the backbone: whole sequence, chunk after chunk with the state carried, and `step`.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mamba_seq.backbone import Backbone, BackboneState
+from mamba_seq.config import ModelConfig
+from mamba_seq.saving import SavedModel
+
+
+class ClassifierState(NamedTuple):
+    """What a classifier remembers of a sequence so far."""
+
+    backbone: BackboneState
+    pooled: Tensor
+    """Sum, last or maximum of the outputs so far (B, d_model), float32."""
+    count: Tensor
+    """Number of real positions so far (B,), int64."""
+
+
+class SequenceClassifier(nn.Module, SavedModel):
+    """One label for a sequence."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.backbone.d_model)
+        self.backbone = Backbone(config.backbone)
+        self.head = nn.Linear(config.backbone.d_model, len(config.labels))
+        nn.init.normal_(self.embedding.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        state: ClassifierState | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, ClassifierState]:
+        """Classify sequences, or continue `state` with a further chunk of each.
+
+        Args:
+            tokens: (B, L) int64; any value where the mask is false.
+            mask: (B, L), true at real positions; padding left or right of a sequence changes nothing.
+            state: what was remembered of the sequences' earlier chunks.
+            return_state: also return what to remember.
+
+        Returns:
+            Logits (B, number of labels) in float32, of everything read so far; and the state if asked for.
+        """
+        hidden = self.embedding(tokens)
+        carried = None if state is None else state.backbone
+        if return_state:
+            out, backbone_state = self.backbone(hidden, mask, carried, return_state=True)
+        else:
+            out = self.backbone(hidden, mask, carried)
+        pooled, count = self._pool(out.float(), mask, state)
+        logits = self._read(pooled, count)
+        return (logits, ClassifierState(backbone_state, pooled, count)) if return_state else logits
+
+    def step(self, tokens: Tensor, state: ClassifierState) -> tuple[Tensor, ClassifierState]:
+        """Read one more token of each sequence (B,); return the logits so far and the state (changed in place where it can)."""
+        out = self.backbone.step(self.embedding(tokens), state.backbone)
+        pooled, count = self._pool(out.float()[:, None], None, state)
+        return self._read(pooled, count), ClassifierState(state.backbone, pooled, count)
+
+    def allocate_state(self, batch: int) -> ClassifierState:
+        """Return the state of `batch` sequences before their first token."""
+        device = self.embedding.weight.device
+        fill = float("-inf") if self.config.pooling == "max" else 0.0
+        pooled = torch.full((batch, self.config.backbone.d_model), fill, device=device)
+        return ClassifierState(self.backbone.allocate_state(batch), pooled, torch.zeros(batch, dtype=torch.long, device=device))
+
+    def _pool(self, out: Tensor, mask: Tensor | None, state: ClassifierState | None) -> tuple[Tensor, Tensor]:
+        """Fold the outputs (B, L, d_model) of a chunk into the pooled vector and the count of real positions."""
+        batch, length, _ = out.shape
+        if state is None:
+            state = self.allocate_state(batch)
+        here = torch.full((batch,), length, device=out.device) if mask is None else mask.sum(dim=1)
+        if self.config.pooling == "mean":
+            kept = out if mask is None else out.masked_fill(~mask[..., None], 0)
+            pooled = state.pooled + kept.sum(dim=1)
+        elif self.config.pooling == "max":
+            kept = out if mask is None else out.masked_fill(~mask[..., None], float("-inf"))
+            pooled = torch.maximum(state.pooled, kept.amax(dim=1)) if length else state.pooled
+        else:
+            real = torch.ones_like(out[..., 0], dtype=torch.bool) if mask is None else mask
+            last = (real * torch.arange(length, device=out.device)).amax(dim=1) if length else here
+            found = out.gather(1, last[:, None, None].expand(-1, 1, out.shape[2]))[:, 0] if length else state.pooled
+            pooled = torch.where(here[:, None] > 0, found, state.pooled)
+        return pooled, state.count + here
+
+    def _read(self, pooled: Tensor, count: Tensor) -> Tensor:
+        """Turn the pooled vector into logits; in float32, as the average of a million positions needs."""
+        if self.config.pooling == "mean":
+            pooled = pooled / count.clamp(min=1)[:, None]
+        with torch.autocast(pooled.device.type, enabled=False):
+            logits: Tensor = nn.functional.linear(pooled, self.head.weight.float(), self.head.bias.float())
+        return logits
+
+
+class LanguageModel(nn.Module, SavedModel):
+    """The next token at every position (causal language model, tied embedding)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.backbone.d_model)
+        self.backbone = Backbone(config.backbone)
+        nn.init.normal_(self.embedding.weight, std=0.02)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        state: BackboneState | None = None,
+        return_state: bool = False,
+    ) -> Tensor | tuple[Tensor, BackboneState]:
+        """Return next-token logits (B, L, V) of tokens (B, L), or of a chunk that continues `state`."""
+        hidden = self.embedding(tokens)
+        if return_state:
+            out, new_state = self.backbone(hidden, mask, state, return_state=True)
+            return self._read(out), new_state
+        return self._read(self.backbone(hidden, mask, state))
+
+    def prefill(self, tokens: Tensor, mask: Tensor | None = None) -> tuple[Tensor, BackboneState]:
+        """Read a prompt (B, L); return the logits of the token after it (B, V) and the state to `step` from.
+
+        With prompts of different lengths, pad on the left: the last position is then the last of each.
+        """
+        out, state = self.backbone(self.embedding(tokens), mask, return_state=True)
+        return self._read(out[:, -1]), state
+
+    def step(self, tokens: Tensor, state: BackboneState) -> Tensor:
+        """Read one more token of each sequence (B,), changing `state` in place; return the next token's logits (B, V)."""
+        return self._read(self.backbone.step(self.embedding(tokens), state))
+
+    def allocate_state(self, batch: int) -> BackboneState:
+        """Return the state of `batch` sequences before their first token."""
+        return self.backbone.allocate_state(batch)
+
+    def _read(self, out: Tensor) -> Tensor:
+        return nn.functional.linear(out, self.embedding.weight)
+
+
+MODELS: dict[str, type[SequenceClassifier] | type[LanguageModel]] = {
+    "sequence-classification": SequenceClassifier,
+    "language-model": LanguageModel,
+}
+"""The model class of each task of `ModelConfig`."""
