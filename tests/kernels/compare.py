@@ -1,0 +1,69 @@
+"""How two results of an operator are compared, and where each backend runs."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("reference", "cpu", "triton")
+# Triton compiles for the GPU when there is one; without one its interpreter takes CPU tensors.
+DEVICE = {"reference": "cpu", "cpu": "cpu", "triton": "cuda" if torch.cuda.is_available() else "cpu"}
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Tolerance(NamedTuple):
+    """Every element: |got - want| <= atol + rtol |want|. The tensor: max |got - want| <= scaled max |want|."""
+
+    rtol: float
+    atol: float
+    scaled: float
+
+
+def assert_close(
+    got: Mapping[str, Tensor | None], want: Mapping[str, Tensor], tolerances: Mapping[str, Tolerance] | Tolerance
+) -> None:
+    """Compare by name, all tensors before failing: the message shows which gradients are wrong and which are not."""
+    found = []
+    for name, expected in want.items():
+        tolerance = tolerances if isinstance(tolerances, Tolerance) else tolerances[name]
+        message = _difference(got.get(name), expected.detach(), tolerance)
+        if message:
+            found.append(f"{name}: {message}")
+    if found:
+        raise AssertionError("\n".join(found))
+
+
+def relative_error(got: Tensor, want: Tensor) -> float:
+    """Return max |got - want| / max |want|; the difference itself where `want` is zero, NaN where `got` is."""
+    got, want = _double(got), _double(want)
+    if want.numel() == 0:
+        return 0.0
+    scale = want.abs().max().item()
+    return ((got - want).abs().max() / (scale if scale > 1e-12 else 1.0)).item()
+
+
+def _difference(got: Tensor | None, want: Tensor, tolerance: Tolerance) -> str | None:
+    if got is None:
+        return "missing"
+    if got.shape != want.shape:
+        return f"shape {tuple(got.shape)}, expected {tuple(want.shape)}"
+    error = relative_error(got, want)
+    distance = (_double(got) - _double(want)).abs()
+    allowed = tolerance.atol + tolerance.rtol * _double(want).abs()
+    outside = ~(distance <= allowed)  # NaN is outside
+    if error <= tolerance.scaled and not outside.any():
+        return None
+    text = (
+        f"relative error {error:.2e} (allowed {tolerance.scaled:.0e}), {int(outside.sum())} of {want.numel()} elements"
+    )
+    text += f" outside rtol {tolerance.rtol:.0e}, atol {tolerance.atol:.0e}"
+    worst = int(distance.nan_to_num(nan=float("inf")).argmax())
+    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), want.shape))
+    return text + f"; at {index} got {got[index].item():.6g}, expected {want[index].item():.6g}"
+
+
+def _double(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu()
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
