@@ -1,0 +1,45 @@
+"""The command line, `mamba-seq`: one file a subcommand, imported when it is run.
+
+Nothing here or in the command files imports torch, numpy or the pipelines before the arguments are parsed, so that `--help`
+and a misspelt option are answered at once.
+"""
+
+import sys
+
+from mamba_seq.pipelines.cli._failures import guarded
+from mamba_seq.pipelines.cli._shell import LazyGroup, Settings
+
+SUBCOMMANDS = {
+    "classify": "mamba_seq.pipelines.cli.classify:classify",
+    "evaluate": "mamba_seq.pipelines.cli.evaluate:evaluate",
+    "train": "mamba_seq.pipelines.cli.train:train",
+    "zoo": "mamba_seq.pipelines.cli.zoo:zoo",
+    "info": "mamba_seq.pipelines.cli.info:info",
+}
+
+mamba_seq = LazyGroup(
+    name="mamba-seq",
+    subcommands=SUBCOMMANDS,
+    help="Classify DNA with Mamba models, and train, measure and share them.\n\n"
+    "Data goes to standard output, everything else to standard error. "
+    "Exit codes: 0 done, 1 bad data or failure, 2 wrong usage, 130 interrupted.",
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: the arguments after the program's name; None takes the process's own.
+
+    Returns:
+        0 when all is done, 1 for bad data or a failure, 2 for wrong usage, 130 after Ctrl-C.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    settings = Settings()
+
+    def call() -> None:
+        with mamba_seq.make_context("mamba-seq", arguments, obj=settings) as context:
+            mamba_seq.invoke(context)
+
+    return guarded(call, settings)

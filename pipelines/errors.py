@@ -1,0 +1,17 @@
+"""What goes wrong in a run for a reason that its user can mend."""
+
+
+class PipelineError(Exception):
+    """A run cannot go on, for a reason outside this package; the message says what to do."""
+
+
+class OutputError(PipelineError):
+    """Results cannot be written where they were asked for."""
+
+
+class DeviceError(PipelineError):
+    """The device that was asked for is not there."""
+
+
+class ScoringError(PipelineError):
+    """A model gave something that is not a score."""

@@ -1,0 +1,164 @@
+"""What a model makes of many windows: batches of windows of any record, and the average for each record.
+
+A batch holds windows of similar length from as many records as fit, so that a million short reads and one long chromosome
+both fill it. The evidence of a record is the mean, over its windows, of the log-probabilities averaged over the strands;
+a window counts by its bases that are not N. Nothing of it depends on which windows shared a batch, beyond rounding.
+
+Letters: W windows of a batch, R = W x strands rows, L longest window, C classes.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from mamba_seq.data_prep.alphabet import DNA, Codes
+from mamba_seq.pipelines.errors import ScoringError
+from mamba_seq.pipelines.runtime import mixed_precision
+
+CPU_BATCH_TOKENS = 1 << 16
+GPU_BATCH_TOKENS = 1 << 18
+
+# windows that wait are sorted by length before they are cut into batches; more of them pad less and take more memory
+POOL_BATCHES = 8
+# what a window costs at least, in tokens: a pool of one-base reads must not grow to millions of objects
+SHORTEST_COST = 64
+
+
+class Evidence:
+    """What is known about one record so far."""
+
+    __slots__ = ("log_probabilities", "waiting", "weight")
+
+    def __init__(self) -> None:
+        self.log_probabilities: NDArray[np.float64] | None = None
+        """Weighted sum over the windows (C,)."""
+        self.weight = 0.0
+        """Number of bases behind it that are not N."""
+        self.waiting = 0
+        """Windows that the model has not seen yet."""
+
+    def add(self, log_probabilities: NDArray[np.float64], weight: float) -> None:
+        """Take in one window."""
+        weighted = log_probabilities * weight
+        self.log_probabilities = weighted if self.log_probabilities is None else self.log_probabilities + weighted
+        self.weight += weight
+        self.waiting -= 1
+
+    def probabilities(self) -> NDArray[np.float64] | None:
+        """Return the probability of each class (C,), or None when no window had a base."""
+        if self.log_probabilities is None:
+            return None
+        mean = self.log_probabilities / self.weight
+        unnormalised = np.exp(mean - mean.max())
+        return unnormalised / unnormalised.sum()
+
+
+class WindowPool:
+    """Windows on their way through a model.
+
+    Args:
+        model: tokens (R, L) and mask (R, L) to logits (R, C).
+        device: where the model is.
+        batch_tokens: most tokens of a batch, padding and both strands counted; one window may exceed it.
+        both_strands: average over each window and its reverse complement.
+        on_batch: called after every batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        device: torch.device,
+        batch_tokens: int | None = None,
+        both_strands: bool = True,
+        on_batch: Callable[[], None] | None = None,
+    ) -> None:
+        default = GPU_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS
+        self.batch_tokens = default if batch_tokens is None else batch_tokens
+        self.windows = 0
+        """Windows that went through the model, each counted once for both strands."""
+        self.bases = 0
+        """Their bases, N included."""
+        self._model = model
+        self._device = device
+        self._both_strands = both_strands
+        self._on_batch = on_batch
+        self._waiting: list[tuple[Evidence, Codes, float]] = []
+        self._cost = 0
+
+    def add(self, evidence: Evidence, window: Codes) -> None:
+        """Take a window of codes (L,) of a record; windows of nothing but N say nothing and are left out."""
+        known = float(np.count_nonzero(window < DNA.unknown_code))
+        if not known:
+            return
+        evidence.waiting += 1
+        self._waiting.append((evidence, window, known))
+        self._cost += max(len(window), SHORTEST_COST) * self._strands
+        if self._cost >= POOL_BATCHES * self.batch_tokens:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send all that waits through the model."""
+        waiting, self._waiting, self._cost = self._waiting, [], 0
+        waiting.sort(key=lambda item: -len(item[1]))
+        start = 0
+        while start < len(waiting):
+            end = self._end_of_batch(waiting, start)
+            batch = waiting[start:end]
+            scores = score(self._model, [window for _, window, _ in batch], self._device, self._both_strands)
+            for (evidence, window, known), row in zip(batch, scores, strict=True):
+                evidence.add(row, known)
+                self.windows += 1
+                self.bases += len(window)
+            start = end
+            if self._on_batch is not None:
+                self._on_batch()
+
+    @property
+    def _strands(self) -> int:
+        return 2 if self._both_strands else 1
+
+    def _end_of_batch(self, waiting: list[tuple[Evidence, Codes, float]], start: int) -> int:
+        """Return where the batch that begins at `start` ends; lengths fall from there on."""
+        longest = len(waiting[start][1])
+        most = max(1, self.batch_tokens // (max(longest, SHORTEST_COST) * self._strands))
+        end = min(len(waiting), start + most)
+        # a window of less than half the length would be more padding than sequence
+        while len(waiting[end - 1][1]) * 2 < longest:
+            end -= 1
+        return end
+
+
+def score(
+    model: nn.Module, windows: Sequence[Codes], device: torch.device, both_strands: bool = True
+) -> NDArray[np.float64]:
+    """Return log-probabilities (W, C) of windows of codes, averaged over the strands.
+
+    Raises:
+        ScoringError: when the model gives NaN or infinity.
+    """
+    strands = [window for window in windows]
+    if both_strands:
+        strands += [DNA.reverse_complement(window) for window in windows]
+    lengths = np.array([len(strand) for strand in strands])
+    longest = int(lengths.max())
+    tokens = np.full((len(strands), longest), DNA.unknown_code, dtype=np.uint8)
+    for row, strand in zip(tokens, strands, strict=True):
+        row[: len(strand)] = strand
+    real = np.arange(longest) < lengths[:, None]
+
+    with torch.inference_mode(), mixed_precision(device):
+        # the narrow type travels, the wide one is made where it is used
+        inputs = torch.from_numpy(tokens).to(device).long()
+        mask = None if real.all() else torch.from_numpy(real).to(device)
+        logits = model(inputs, mask=mask).float().cpu().double()
+    if not torch.isfinite(logits).all():
+        raise ScoringError(
+            "the model gave a score that is not a number: its weights are damaged, or their values leave the range of "
+            "this precision; try --device cpu, and another -m"
+        )
+    log_probabilities = torch.log_softmax(logits, dim=-1).numpy()
+    return log_probabilities.reshape(len(strands) // len(windows), len(windows), -1).mean(axis=0)

@@ -1,0 +1,179 @@
+"""Output files that appear whole or not at all.
+
+A file is written beside its target under a hidden name, synced, and renamed over the target at the end. Standard output,
+devices and named pipes cannot be renamed: for these the data wait in an unnamed temporary file and are copied when all of
+them are there. Whatever raises in between, an interrupt included, leaves the target as it was and no other file.
+"""
+
+import contextlib
+import errno
+import gzip
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from mamba_seq.pipelines.errors import OutputError
+
+STDOUT = "-"
+COPY_PIECE = 1 << 20
+
+
+class Sink(Protocol):
+    """What `open_output` gives: bytes go in."""
+
+    def write(self, data: bytes, /) -> int:
+        """Append bytes."""
+
+
+@contextlib.contextmanager
+def open_output(target: str) -> Iterator[Sink]:
+    """Write to `target`, which appears when the block ends well and stays as it was when the block raises.
+
+    Args:
+        target: a path, or "-" for standard output. A path that ends in .gz is compressed.
+
+    Raises:
+        OutputError: when the target cannot be written: no folder, no permission, a folder of that name, no space.
+        BrokenPipeError: when the reader of standard output has gone.
+    """
+    check_output(target)
+    opened = _spooled(target) if _must_spool(target) else _beside(Path(os.path.realpath(target)), target)
+    with opened as sink:
+        if not target.endswith(".gz"):
+            yield sink
+            return
+        # no name and no time in the header: the same data make the same file
+        with gzip.GzipFile(filename="", mode="wb", fileobj=sink, mtime=0) as packed:  # type: ignore[call-overload]
+            yield packed
+
+
+def check_output(target: str, inputs: tuple[str, ...] = ()) -> None:
+    """Refuse a target that could not be written, before any work is done.
+
+    Args:
+        target: as for `open_output`.
+        inputs: files that are read; the target may not be one of them.
+
+    Raises:
+        OutputError: with what to do about it.
+    """
+    if target == STDOUT:
+        if sys.stdout is None:
+            raise OutputError("standard output is closed; name a file with -o")
+        return
+    path = Path(os.path.realpath(target))
+    if path.is_dir():
+        raise OutputError(f"cannot write {target}: it is a folder, expected the name of a file")
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {target}: there is no folder {path.parent}; make it first (mkdir -p)")
+    for name in inputs:
+        if name != STDOUT and path.exists() and os.path.exists(name) and os.path.samefile(path, name):
+            if _is_regular(path):
+                raise OutputError(f"cannot write {target}: it is also an input; choose another name for -o")
+    place = path.parent if _is_regular(path) or not path.exists() else path
+    if not os.access(place, os.W_OK):
+        raise OutputError(f"cannot write {target}: no permission to write to {place}")
+
+
+@contextlib.contextmanager
+def _beside(path: Path, target: str) -> Iterator["_Told"]:
+    """Write a hidden file in the folder of `path` and rename it over `path` at the end."""
+    hidden = None
+    try:
+        with _telling(target):
+            descriptor, hidden = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=".part")
+        sink = _Told(open(descriptor, "wb"), target)
+        try:
+            yield sink
+            with _telling(target):
+                sink.flush()
+                os.fchmod(descriptor, _mode(path))
+                os.fsync(descriptor)
+        finally:
+            sink.close()
+        with _telling(target):
+            os.replace(hidden, path)
+        hidden = None
+    finally:
+        if hidden is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(hidden)
+
+
+@contextlib.contextmanager
+def _spooled(target: str) -> Iterator["_Told"]:
+    """Collect the data in a temporary file that has no name, and copy them to `target` at the end."""
+    place = f"to the temporary folder {tempfile.gettempdir()} (set TMPDIR, or name a file with -o)"
+    with _telling(place):
+        spool = tempfile.TemporaryFile()
+    sink = _Told(spool, place)
+    try:
+        yield sink
+        sink.flush()
+        spool.seek(0)
+        with _telling(target):
+            if target == STDOUT:
+                sys.stdout.flush()
+                shutil.copyfileobj(spool, sys.stdout.buffer, COPY_PIECE)
+                sys.stdout.buffer.flush()
+            else:
+                with open(target, "wb") as device:
+                    shutil.copyfileobj(spool, device, COPY_PIECE)
+    finally:
+        sink.close()
+
+
+class _Told:
+    """Passes bytes on, and says in words what stood in the way."""
+
+    def __init__(self, raw: BinaryIO, target: str) -> None:
+        self._raw = raw
+        self._target = target
+
+    def write(self, data: bytes, /) -> int:
+        with _telling(self._target):
+            return self._raw.write(data)
+
+    def flush(self) -> None:
+        with _telling(self._target):
+            self._raw.flush()
+
+    def close(self) -> None:
+        # what is still in the buffer may fail once more
+        with _telling(self._target):
+            self._raw.close()
+
+
+@contextlib.contextmanager
+def _telling(target: str) -> Iterator[None]:
+    """Turn an OSError into an OutputError about `target`; a closed pipe stays what it is."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        name = "standard output" if target == STDOUT else target
+        advice = "; free some space or write elsewhere" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise OutputError(f"cannot write {name}: {(error.strerror or str(error)).lower()}{advice}") from error
+
+
+def _must_spool(target: str) -> bool:
+    return target == STDOUT or (os.path.exists(target) and not _is_regular(Path(target)))
+
+
+def _is_regular(path: Path) -> bool:
+    return path.exists() and stat.S_ISREG(path.stat().st_mode)
+
+
+def _mode(path: Path) -> int:
+    """Give the permissions of the file that is replaced, or those of a new file."""
+    if path.exists():
+        return stat.S_IMODE(path.stat().st_mode)
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask

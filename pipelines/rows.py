@@ -1,0 +1,125 @@
+"""One row a record: what classify says, as tab-separated text or as JSON lines.
+
+Probabilities have four decimals, and the prediction, the status and a threshold are decided on these: what a reader sees is
+consistent, and rounding that differs with the number of threads cannot turn a tie around.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Final, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+DECIMALS = 4
+MISSING = "NA"
+
+Status = Literal["ok", "unclassified", "too_short", "empty", "no_bases", "invalid"]
+STATUSES: Final[tuple[Status, ...]] = ("ok", "unclassified", "too_short", "empty", "no_bases", "invalid")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Row:
+    """What is said about one record."""
+
+    record: str
+    """Name: the header up to the first white space; empty for a header without one."""
+    length: int
+    """Number of letters."""
+    status: Status
+    """What became of it."""
+    prediction: str | None = None
+    """The most probable label; None unless the status is ok."""
+    probabilities: tuple[float, ...] | None = None
+    """Of each label in order, rounded; None when the model saw nothing."""
+
+
+def decide(
+    record: str, length: int, probabilities: NDArray[np.float64], labels: Sequence[str], min_probability: float
+) -> Row:
+    """Make the row of a record that the model has seen.
+
+    Args:
+        record: its name.
+        length: its number of letters.
+        probabilities: of each label (C,).
+        labels: the C labels in order.
+        min_probability: below it, the record is unclassified.
+    """
+    rounded = tuple(round(float(p), DECIMALS) for p in probabilities)
+    best = max(range(len(labels)), key=rounded.__getitem__)
+    if rounded[best] < min_probability:
+        return Row(record, length, "unclassified", None, rounded)
+    return Row(record, length, "ok", labels[best], rounded)
+
+
+class Format(Protocol):
+    """A way to write rows."""
+
+    def head(self) -> bytes:
+        """Return what stands before the first row."""
+
+    def row(self, row: Row) -> bytes:
+        """Return one row with its line end."""
+
+
+class Tsv:
+    """A header line, then a line a record; `NA` where there is nothing to say."""
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self._labels = [printable(label) for label in labels]
+
+    def head(self) -> bytes:
+        """Return the header line."""
+        names = ["record", "length", "prediction", "probability", "status", *(f"p:{label}" for label in self._labels)]
+        return _line(names)
+
+    def row(self, row: Row) -> bytes:
+        """Return the line of a record."""
+        if row.probabilities is None:
+            top, each = MISSING, [MISSING] * len(self._labels)
+        else:
+            each = [f"{p:.{DECIMALS}f}" for p in row.probabilities]
+            top = max(each)
+        prediction = MISSING if row.prediction is None else printable(row.prediction)
+        return _line([printable(row.record) or MISSING, str(row.length), prediction, top, row.status, *each])
+
+
+class JsonLines:
+    """An object a line, with the fields of the table; the probabilities are an object, and null is what is missing."""
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self._labels = labels
+
+    def head(self) -> bytes:
+        """Return nothing: every line stands for itself."""
+        return b""
+
+    def row(self, row: Row) -> bytes:
+        """Return the line of a record."""
+        known = row.probabilities
+        fields = {
+            "record": row.record or None,
+            "length": row.length,
+            "prediction": row.prediction,
+            "probability": None if known is None else max(known),
+            "status": row.status,
+            "probabilities": None if known is None else dict(zip(self._labels, known, strict=True)),
+        }
+        # ASCII escapes: bytes of a header that are no UTF-8 still give valid JSON
+        return json.dumps(fields).encode("ascii") + b"\n"
+
+
+FORMATS: Final[dict[str, type[Tsv] | type[JsonLines]]] = {"tsv": Tsv, "jsonl": JsonLines}
+
+
+def printable(text: str) -> str:
+    """Escape, as \\x09 and the like, the characters of a name that would break a line or a column."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)
+
+
+def _line(fields: list[str]) -> bytes:
+    return "\t".join(fields).encode("utf-8", "backslashreplace") + b"\n"

@@ -1,0 +1,74 @@
+"""The training step: cross-entropy over labels, AdamW, and accuracy by length on the validation windows."""
+
+import math
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mamba_seq.heads import SequenceClassifier
+from mamba_seq.pipelines.train.recipe import OptimConfig
+
+NO_DECAY = ("A_log", "D", "dt_bias", "conv_bias", "bias", "norm.weight", "embedding.weight")
+"""Ends of the names of parameters without weight decay."""
+
+Batch = tuple[Tensor, Tensor]
+"""tokens (B, L) uint8 and labels (B,) int64."""
+
+
+class ClassifierTraining(L.LightningModule):
+    """A `SequenceClassifier` in training."""
+
+    def __init__(self, model: SequenceClassifier, optim: OptimConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.optim = optim
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the mean cross-entropy of a batch."""
+        tokens, labels = batch
+        logits = self.model(tokens.long())
+        loss = F.cross_entropy(logits, labels)
+        # synchronises with the GPU, so only where a row is written
+        if self.global_step % self.trainer.log_every_n_steps == 0:
+            accuracy = (logits.argmax(dim=1) == labels).float().mean()
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            length = float(tokens.shape[1])
+            self.log_dict({"loss": loss.detach(), "accuracy": accuracy, "lr": rate, "length": length})
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log loss and accuracy of a batch, averaged over the windows of one length."""
+        tokens, labels = batch
+        logits = self.model(tokens.long())
+        name = f"val_{tokens.shape[1]}"
+        values = {
+            f"{name}_loss": F.cross_entropy(logits, labels),
+            f"{name}_accuracy": (logits.argmax(dim=1) == labels).float().mean(),
+        }
+        self.log_dict(values, batch_size=len(labels), add_dataloader_idx=False, on_epoch=True, on_step=False)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over two groups, with and without weight decay, and the schedule of the recipe, step by step."""
+        optim = self.optim
+        decayed, plain = [], []
+        for name, parameter in self.model.named_parameters():
+            (plain if name.endswith(NO_DECAY) else decayed).append(parameter)
+        optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=optim.lr,
+            betas=(optim.beta1, optim.beta2),
+            fused=self.device.type == "cuda",
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, optim) / optim.lr)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def learning_rate(step: int, optim: OptimConfig) -> float:
+    """Return the learning rate of a step: linear warm-up, then a cosine to `min_lr`."""
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    through = (step - optim.warmup_steps) / max(1, optim.steps - optim.warmup_steps)
+    return optim.min_lr + (optim.lr - optim.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, through)))

@@ -1,0 +1,123 @@
+"""Recipes: everything that decides what a training run does, as typed fields read from YAML.
+
+One docstring under a field serves the reader, the editor and `--help`. Dotted options override single fields:
+`--optim.lr 1e-3`. A misspelt key is refused.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mamba_seq.config import MambaConfig
+from mamba_seq.data_prep.dna import GenomeDataConfig
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+
+@dataclasses.dataclass(kw_only=True)
+class OptimConfig:
+    """AdamW with linear warm-up and a cosine to `min_lr` (Mamba, appendix E.3)."""
+
+    lr: float = 2e-3
+    """Largest learning rate, reached after the warm-up."""
+    min_lr: float = 1e-5
+    """Learning rate at the last step."""
+    warmup_steps: int = 500
+    """Steps of linear warm-up."""
+    steps: int = 10000
+    """Steps in all."""
+    weight_decay: float = 0.1
+    """Weight decay of matrices; vectors, norms, A_log and D have none."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.95
+    """Decay of the second moment."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"optim.steps is {self.steps}, expected at least 1")
+        if not 0 <= self.warmup_steps <= self.steps:
+            raise ValueError(f"optim.warmup_steps is {self.warmup_steps}, expected 0 to optim.steps = {self.steps}")
+        if not 0 <= self.min_lr <= self.lr:
+            raise ValueError(f"optim.min_lr is {self.min_lr}, expected 0 to optim.lr = {self.lr}")
+
+
+@dataclasses.dataclass(kw_only=True)
+class EvaluationConfig:
+    """What the finished model is measured on: windows of the held-out test regions."""
+
+    lengths: list[int] = dataclasses.field(default_factory=lambda: [1000, 10000, 100000])
+    """Lengths of the test windows, in bases."""
+    windows_per_class: list[int] = dataclasses.field(default_factory=lambda: [400, 200, 20])
+    """Number of windows a class, one figure for each length."""
+
+    def __post_init__(self) -> None:
+        if len(self.lengths) != len(self.windows_per_class):
+            raise ValueError(
+                f"evaluation.lengths has {len(self.lengths)} entries and evaluation.windows_per_class "
+                f"{len(self.windows_per_class)}, expected one figure for each length"
+            )
+
+
+@dataclasses.dataclass(kw_only=True)
+class Recipe:
+    """A training run of a DNA classifier, from folders of genomes to a saved model."""
+
+    name: str
+    """Name of the model, architecture.tag."""
+    summary: str
+    """One sentence for the model's card."""
+    data_source: str
+    """Where the data comes from, for the card."""
+    data_licence: str
+    """The data's licence or terms, for the card."""
+    limits: str = ""
+    """What the model is not good for, for the card."""
+    model: MambaConfig
+    """The backbone."""
+    pooling: Literal["mean", "last", "max"] = "mean"
+    """How the classifier turns positions into one vector."""
+    context: int = 8192
+    """Length of a window at prediction, in bases."""
+    data: GenomeDataConfig
+    """Genomes, splits and windows."""
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    """Optimiser and schedule."""
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    """Test windows."""
+    seed: int = 0
+    """Seed of the weights; the data has its own."""
+    precision: Literal["auto", "32", "bf16"] = "auto"
+    """Arithmetic: auto takes bf16 mixed precision on a GPU and float32 on a CPU."""
+    val_every: int = 500
+    """Steps between two validations."""
+    log_every: int = 20
+    """Steps between two rows of the training log."""
+
+
+def recipe_parser() -> "ArgumentParser":
+    """Build the parser that reads a recipe and its dotted overrides."""
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    parser = ArgumentParser(prog="mamba-seq train RECIPE -o RUN", description="Fields of a recipe, all overridable.")
+    parser.add_argument("--config", action=ActionConfigFile, help="a further YAML file whose fields override the recipe's")
+    parser.add_class_arguments(Recipe, nested_key=None)
+    return parser
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, str]:
+    """Read a recipe file with overrides such as ["--optim.lr", "1e-3"]; `--print_config` prints it and exits.
+
+    Returns:
+        The recipe, and the YAML text of all its fields.
+    """
+    parser = recipe_parser()
+    fields = parser.parse_args([f"--config={path}", *overrides])
+    text: str = parser.dump(fields, skip_none=False)
+    made: Any = parser.instantiate(fields)
+    values = {field.name: made[field.name] for field in dataclasses.fields(Recipe)}
+    return Recipe(**values), text
