@@ -1,0 +1,185 @@
+"""Block and backbone: three forward forms that agree, masks that change nothing, parameters that stay float32."""
+
+import math
+
+import pytest
+import torch
+
+from mamba_seq import Backbone, Mamba, MambaConfig
+from mamba_seq.block import inverse_softplus
+
+LENGTHS = [1, 3, 63, 130]
+
+
+def random_backbone(config: MambaConfig) -> Backbone:
+    torch.manual_seed(0)
+    backbone = Backbone(config)
+    for layer in backbone.layers:
+        torch.nn.init.uniform_(layer.mixer.D, 0.5, 1.5)
+    return backbone
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_chunks_and_steps_give_the_whole(config: MambaConfig, length: int) -> None:
+    backbone = random_backbone(config)
+    hidden = torch.randn(3, length, config.d_model)
+    with torch.no_grad():
+        whole, final = backbone(hidden, return_state=True)
+        chunks, state = [], None
+        for chunk in hidden.split(17, dim=1):
+            out, state = backbone(chunk, state=state, return_state=True)
+            chunks.append(out)
+        stepped_state = backbone.allocate_state(3)
+        steps = torch.stack([backbone.step(hidden[:, t], stepped_state) for t in range(length)], dim=1)
+    torch.testing.assert_close(torch.cat(chunks, dim=1), whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(steps, whole, rtol=1e-5, atol=1e-5)
+    for other in (state, stepped_state):
+        for got, expected in zip(other, final, strict=True):
+            torch.testing.assert_close(got.ssm, expected.ssm, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(got.conv, expected.conv, rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_through_chunks_is_the_gradient_of_the_whole(config: MambaConfig) -> None:
+    backbone = random_backbone(config)
+    hidden = torch.randn(2, 45, config.d_model, requires_grad=True)
+    upstream = torch.randn(2, 45, config.d_model)
+    parameters = dict(backbone.named_parameters())
+
+    (backbone(hidden) * upstream).sum().backward()
+    whole = {name: p.grad.clone() for name, p in parameters.items()} | {"hidden": hidden.grad.clone()}
+    backbone.zero_grad()
+    hidden.grad = None
+    state, loss = None, torch.zeros(())
+    for chunk, up in zip(hidden.split(16, dim=1), upstream.split(16, dim=1), strict=True):
+        out, state = backbone(chunk, state=state, return_state=True)
+        loss = loss + (out * up).sum()
+    loss.backward()
+    chunked = {name: p.grad for name, p in parameters.items()} | {"hidden": hidden.grad}
+    for name, expected in whole.items():
+        scale = expected.abs().max()
+        assert (chunked[name] - expected).abs().max() <= 1e-5 * scale, name
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_neither_outputs_nor_state_nor_gradients(config: MambaConfig, side: str) -> None:
+    backbone = random_backbone(config)
+    lengths = [40, 1, 29]
+    alone, states, gradients = [], [], []
+    sequences = [torch.randn(1, n, config.d_model) for n in lengths]
+    for sequence in sequences:
+        backbone.zero_grad()
+        out, state = backbone(sequence, return_state=True)
+        out.square().sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in backbone.named_parameters()})
+        alone.append(out.detach()[0])
+        states.append(state)
+
+    width = max(lengths) + 6
+    padded = torch.full((3, width, config.d_model), 1e3)
+    mask = torch.zeros(3, width, dtype=torch.bool)
+    for i, sequence in enumerate(sequences):
+        where = slice(0, lengths[i]) if side == "right" else slice(width - lengths[i], width)
+        padded[i, where] = sequence[0]
+        mask[i, where] = True
+    backbone.zero_grad()
+    out, state = backbone(padded, mask, return_state=True)
+    out[mask].square().sum().backward()
+    for i in range(3):
+        torch.testing.assert_close(out[i][mask[i]].detach(), alone[i], rtol=1e-5, atol=1e-5)
+        for got, expected in zip(state, states[i], strict=True):
+            torch.testing.assert_close(got.ssm[i], expected.ssm[0], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(got.conv[i], expected.conv[0], rtol=1e-5, atol=1e-5)
+    for name, parameter in backbone.named_parameters():
+        expected = sum(g[name] for g in gradients)
+        assert (parameter.grad - expected).abs().max() <= 1e-4 * expected.abs().max(), name
+
+
+def test_padded_chunks_carry_the_right_state(config: MambaConfig) -> None:
+    """A batch that ends at different chunks: rows already over are masked and keep their state."""
+    backbone = random_backbone(config)
+    hidden = torch.randn(2, 30, config.d_model)
+    with torch.no_grad():
+        _, expected = backbone(hidden[:1, :11], return_state=True)
+        state, mask = None, torch.arange(30)[None] < torch.tensor([[11], [30]])
+        for start in range(0, 30, 7):
+            _, state = backbone(
+                hidden[:, start : start + 7], mask[:, start : start + 7], state=state, return_state=True
+            )
+    for got, want in zip(state, expected, strict=True):
+        torch.testing.assert_close(got.ssm[:1], want.ssm, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(got.conv[:1], want.conv, rtol=1e-5, atol=1e-5)
+
+
+def test_future_does_not_reach_the_past(config: MambaConfig) -> None:
+    backbone = random_backbone(config)
+    hidden = torch.randn(1, 20, config.d_model, requires_grad=True)
+    backbone(hidden)[0, 11].sum().backward()
+    assert hidden.grad[0, 12:].abs().max() == 0
+    assert (hidden.grad[0, :12].abs().amax(dim=-1) > 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scan_parameters_stay_float32(config: MambaConfig, dtype: torch.dtype) -> None:
+    backbone = random_backbone(config)
+    before = {name: p.detach().clone() for name, p in backbone.named_parameters()}
+    backbone.to(dtype)
+    for name, parameter in backbone.named_parameters():
+        if name.endswith(("A_log", "mixer.D", "dt_bias")):
+            assert parameter.dtype == torch.float32, name
+            assert torch.equal(parameter, before[name]), name
+        else:
+            assert parameter.dtype == dtype, name
+    out = backbone(torch.randn(1, 9, config.d_model, dtype=dtype))
+    assert out.dtype == dtype
+    assert torch.isfinite(out).all()
+
+
+def test_bfloat16_follows_float32(config: MambaConfig) -> None:
+    backbone = random_backbone(config)
+    hidden = torch.randn(2, 100, config.d_model)
+    with torch.no_grad():
+        expected = backbone(hidden)
+        got = backbone.to(torch.bfloat16)(hidden.bfloat16()).float()
+    assert (got - expected).norm() / expected.norm() < 2e-2
+
+
+def test_autocast_gives_close_outputs_and_float32_gradients(config: MambaConfig) -> None:
+    backbone = random_backbone(config)
+    hidden = torch.randn(2, 50, config.d_model)
+    expected = backbone(hidden).detach()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, state = backbone(hidden, return_state=True)
+        backbone.step(hidden[:, 0], backbone.allocate_state(2))
+    out.square().sum().backward()
+    assert (out.detach() - expected).norm() / expected.norm() < 2e-2
+    assert all(layer.ssm.dtype == torch.float32 for layer in state)
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in backbone.parameters())
+
+
+def test_initialisation_is_the_papers() -> None:
+    torch.manual_seed(0)
+    block = Mamba(MambaConfig(d_model=64, n_layer=1))
+    assert torch.allclose(-torch.exp(block.A_log), -torch.arange(1.0, 17).expand(128, 16))
+    steps = torch.nn.functional.softplus(block.dt_bias)
+    assert 0.001 <= steps.min() < 0.002
+    assert 0.05 < steps.max() <= 0.1001
+    assert (block.D == 1).all()
+    assert block.dt_proj.weight.abs().max() <= 4**-0.5
+
+
+def test_inverse_softplus_inverts() -> None:
+    x = torch.tensor([1e-4, 1e-3, 0.1, 1.0, 30.0])
+    torch.testing.assert_close(torch.nn.functional.softplus(inverse_softplus(x)), x, rtol=1e-4, atol=0)
+
+
+def test_parameter_count_is_that_of_the_papers_dna_models() -> None:
+    """12 layers x 128 are 1.4 M parameters, 16 x 256 are 7.0 M (arXiv 2312.00752, appendix E.3)."""
+    for n_layer, d_model, millions in ((12, 128, 1.4), (16, 256, 7.0)):
+        count = sum(p.numel() for p in Backbone(MambaConfig(d_model=d_model, n_layer=n_layer)).parameters())
+        assert math.isclose(count / 1e6, millions, rel_tol=0.03)
+
+
+def test_layer_norm_is_an_option() -> None:
+    backbone = Backbone(MambaConfig(d_model=8, n_layer=1, norm="layer"))
+    assert isinstance(backbone.norm, torch.nn.LayerNorm)
+    assert backbone(torch.randn(1, 5, 8)).shape == (1, 5, 8)

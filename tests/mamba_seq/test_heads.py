@@ -1,0 +1,91 @@
+"""Classifier and language model: forms that agree, padding that changes nothing, for every pooling."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from mamba_seq import LanguageModel, SequenceClassifier
+
+Make = Callable[..., SequenceClassifier]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last", "max"])
+class TestClassifier:
+    def test_chunks_and_steps_give_the_whole(self, make_classifier: Make, pooling: str) -> None:
+        model = make_classifier(pooling)
+        tokens = torch.randint(0, 5, (3, 63))
+        with torch.no_grad():
+            whole = model(tokens)
+            state = stepped = model.allocate_state(3)
+            for chunk in tokens.split(20, dim=1):
+                chunked, state = model(chunk, state=state, return_state=True)
+            for t in range(63):
+                logits, stepped = model.step(tokens[:, t], stepped)
+        torch.testing.assert_close(chunked, whole, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(logits, whole, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("side", ["left", "right"])
+    def test_padding_changes_nothing(self, make_classifier: Make, pooling: str, side: str) -> None:
+        model = make_classifier(pooling)
+        sequences = [torch.randint(0, 5, (n,)) for n in (30, 7, 1)]
+        tokens = torch.zeros(3, 41, dtype=torch.long)
+        mask = torch.zeros(3, 41, dtype=torch.bool)
+        for i, sequence in enumerate(sequences):
+            where = slice(0, len(sequence)) if side == "right" else slice(41 - len(sequence), 41)
+            tokens[i, where], mask[i, where] = sequence, True
+        with torch.no_grad():
+            padded = model(tokens, mask)
+            alone = torch.cat([model(sequence[None]) for sequence in sequences])
+        torch.testing.assert_close(padded, alone, rtol=1e-5, atol=1e-5)
+
+    def test_a_chunk_of_padding_alone_changes_nothing(self, make_classifier: Make, pooling: str) -> None:
+        model = make_classifier(pooling)
+        tokens = torch.randint(0, 5, (2, 12))
+        with torch.no_grad():
+            before, state = model(tokens, return_state=True)
+            after, _ = model(tokens[:, :5], torch.zeros(2, 5, dtype=torch.bool), state=state, return_state=True)
+        torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+    def test_logits_are_float32_and_of_every_label(self, make_classifier: Make, pooling: str) -> None:
+        logits = make_classifier(pooling).bfloat16()(torch.randint(0, 5, (2, 9)))
+        assert logits.dtype == torch.float32
+        assert logits.shape == (2, 3)
+
+
+def test_language_model_forms_agree(language_model: LanguageModel) -> None:
+    tokens = torch.randint(0, 7, (2, 50))
+    with torch.no_grad():
+        whole = language_model(tokens)
+        state, chunks = None, []
+        for chunk in tokens.split(13, dim=1):
+            logits, state = language_model(chunk, state=state, return_state=True)
+            chunks.append(logits)
+        prompt, stepped = language_model.prefill(tokens[:, :20])
+        rest = [prompt] + [language_model.step(tokens[:, t], stepped) for t in range(20, 50)]
+    torch.testing.assert_close(torch.cat(chunks, dim=1), whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.stack(rest, dim=1), whole[:, 19:], rtol=1e-5, atol=1e-5)
+
+
+def test_prefill_of_left_padded_prompts_continues_each(language_model: LanguageModel) -> None:
+    prompts = [torch.randint(0, 7, (n,)) for n in (9, 4)]
+    tokens = torch.zeros(2, 9, dtype=torch.long)
+    mask = torch.zeros(2, 9, dtype=torch.bool)
+    for i, prompt in enumerate(prompts):
+        tokens[i, 9 - len(prompt) :], mask[i, 9 - len(prompt) :] = prompt, True
+    following = torch.tensor([3, 5])
+    with torch.no_grad():
+        logits, state = language_model.prefill(tokens, mask)
+        then = language_model.step(following, state)
+        for i, prompt in enumerate(prompts):
+            alone = language_model(torch.cat([prompt, following[i : i + 1]])[None])[0]
+            torch.testing.assert_close(logits[i], alone[-2], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(then[i], alone[-1], rtol=1e-5, atol=1e-5)
+
+
+def test_empty_sequence_of_a_stateful_call_keeps_the_state(language_model: LanguageModel) -> None:
+    with torch.no_grad():
+        _, state = language_model.prefill(torch.randint(0, 7, (1, 8)))
+        logits, after = language_model(torch.zeros(1, 0, dtype=torch.long), state=state, return_state=True)
+    assert logits.shape == (1, 0, 7)
+    assert all(torch.equal(a.ssm, b.ssm) and torch.equal(a.conv, b.conv) for a, b in zip(after, state, strict=True))

@@ -1,0 +1,136 @@
+"""Saved-model folders: what is written, what comes back, and what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mamba_seq import LanguageModel, ModelError, SequenceClassifier, UnknownModelError, from_pretrained
+
+Make = Callable[..., SequenceClassifier]
+
+
+def test_round_trip_keeps_config_and_predictions(make_classifier: Make, tmp_path: Path) -> None:
+    model = make_classifier()
+    folder = model.save_pretrained(tmp_path / "m", card="# card\n")
+    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    again = from_pretrained(folder)
+    assert again.config == model.config
+    assert again.config.labels == ["b", "a", "c"]
+    assert not again.training
+    tokens = torch.randint(0, 5, (2, 33))
+    with torch.no_grad():
+        torch.testing.assert_close(again(tokens), model(tokens), rtol=2e-2, atol=2e-2)
+        # what was stored once is stored exactly
+        twice = from_pretrained(again.save_pretrained(tmp_path / "m2"))
+        assert torch.equal(twice(tokens), again(tokens))
+
+
+def test_language_model_round_trip(language_model: LanguageModel, tmp_path: Path) -> None:
+    again = from_pretrained(language_model.save_pretrained(tmp_path))
+    assert isinstance(again, LanguageModel)
+
+
+def test_stored_types(make_classifier: Make, tmp_path: Path) -> None:
+    stored = load_file(make_classifier().save_pretrained(tmp_path) / "model.safetensors")
+    for name, tensor in stored.items():
+        exact = name.rpartition(".")[2] in ("A_log", "D", "dt_bias")
+        assert tensor.dtype == (torch.float32 if exact else torch.bfloat16), name
+    assert all(p.dtype == torch.float32 for p in from_pretrained(tmp_path).parameters())
+
+
+def test_a_folder_without_weights_is_refused(make_classifier: Make, tmp_path: Path) -> None:
+    make_classifier().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"has no model\.safetensors"):
+        from_pretrained(tmp_path)
+
+
+def test_weights_that_do_not_fit_are_refused(make_classifier: Make, tmp_path: Path) -> None:
+    make_classifier().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["backbone"]["d_state"] = 8
+    config["backbone"]["n_layer"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"do not fit its config\.json: .*layers\.1.* is not part of the model.*more"):
+        from_pretrained(tmp_path)
+
+
+def test_missing_and_misshapen_weights_are_named(make_classifier: Make, tmp_path: Path) -> None:
+    make_classifier().save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors.pop("head.bias")
+    tensors["head.weight"] = tensors["head.weight"][:, :-1].contiguous()
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"head\.bias is missing; head\.weight is \(3, 11\), expected \(3, 12\)"):
+        from_pretrained(tmp_path)
+
+
+def test_damaged_weights_are_refused(make_classifier: Make, tmp_path: Path) -> None:
+    make_classifier().save_pretrained(tmp_path)
+    data = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ModelError, match="cannot be read as safetensors"):
+        from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("not json", "cannot be read"),
+        ("[]", "not a mamba-seq config"),
+        ('{"backbone": {"d_model": 4}}', "does not describe a model"),
+        ('{"backbone": {"d_model": 4, "n_layer": 1, "widths": 3}}', "does not know: widths"),
+        ('{"task": "cook", "vocab_size": 4, "backbone": {"d_model": 4, "n_layer": 1}}', "task is 'cook'"),
+    ],
+)
+def test_a_config_that_is_none_is_refused(make_classifier: Make, tmp_path: Path, text: str, message: str) -> None:
+    make_classifier().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=message):
+        from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./owner/name", "a/b/c"])
+def test_unknown_models_are_refused(name: str) -> None:
+    with pytest.raises(UnknownModelError, match="not a folder"):
+        from_pretrained(name)
+
+
+def test_hub_id_that_is_not_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def offline(*args: object, **kwargs: object) -> str:
+        raise LocalEntryNotFoundError("offline, and not in the cache")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(UnknownModelError, match="the hub did not give it"):
+        from_pretrained("owner/name")
+
+
+def test_hub_id_is_used_like_a_folder(make_classifier: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    folder = make_classifier().save_pretrained(tmp_path / "snapshot")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **kwargs: str(folder))
+    assert from_pretrained("owner/name").config.labels == ["b", "a", "c"]
+
+
+def test_a_failed_save_leaves_the_old_files(
+    make_classifier: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_classifier().save_pretrained(tmp_path)
+    before = (folder / "model.safetensors").read_bytes()
+
+    def disk_full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        make_classifier("max").save_pretrained(folder)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
