@@ -1,0 +1,79 @@
+"""FASTA in constant memory: neither a line nor a record is ever held whole unless it fits in one block."""
+
+from collections.abc import Iterator
+
+from mamba_seq.data_prep.alphabet import DNA, Alphabet
+from mamba_seq.data_prep.records import RecordKind, SequenceRecord
+from mamba_seq.data_prep.text import LONGEST_LINE, TextSource
+
+_NEWLINE, _COMMENT, _HEADER = b"\n;>"
+
+
+class FastaParser:
+    """Records of a source whose cursor stands at the `>` of the first header.
+
+    A header begins at `>` at the start of a line; lines that begin with `;` are comments; blank lines and white
+    space within sequence lines mean nothing.
+    """
+
+    def __init__(self, source: TextSource, alphabet: Alphabet = DNA) -> None:
+        self._source = source
+        self._kind = RecordKind("fasta", source.name, alphabet)
+        self._line_start = True
+        self._in_comment = False
+
+    def records(self) -> Iterator[SequenceRecord]:
+        """One record after another; each is skipped to its end before the next."""
+        source, kind = self._source, self._kind
+        while not source.at_end():
+            last = source.data.rfind(b"\n>", source.pos)
+            if last >= 0:
+                text = source.data[source.pos : last + 1]
+                source.pos = last + 1
+                yield from self._whole_records(text)
+                continue
+            source.pos += 1
+            header = source.line()
+            self._line_start, self._in_comment = True, False
+            record = SequenceRecord(header, kind, next_chunk=self._next_chunk)
+            yield record
+            record.skip()
+
+    def _whole_records(self, text: bytes) -> Iterator[SequenceRecord]:
+        """Records that lie in one block: split at once, because a file may hold millions of short ones."""
+        kind = self._kind
+        has_comments = b"\n;" in text
+        for part in text[1:].split(b"\n>"):
+            header, _, whole = part.partition(b"\n")
+            if has_comments:
+                self._line_start, self._in_comment = True, False
+                whole = self._without_comments(whole, line_start=True)
+            yield SequenceRecord(header[:LONGEST_LINE], kind, whole)
+
+    def _next_chunk(self) -> bytes:
+        """More of the record's sequence lines, nothing at its end."""
+        source = self._source
+        while not source.at_end():
+            data, pos = source.data, source.pos
+            if self._line_start and data[pos] == _HEADER:
+                return b""
+            end = data.find(b"\n>", pos)
+            chunk = data[pos : end + 1] if end >= 0 else data[pos:]
+            source.pos = pos + len(chunk)
+            line_start, self._line_start = self._line_start, chunk[-1] == _NEWLINE
+            if self._in_comment or _COMMENT in chunk:
+                chunk = self._without_comments(chunk, line_start)
+            if chunk:
+                return chunk
+        return b""
+
+    def _without_comments(self, chunk: bytes, line_start: bool) -> bytes:
+        """The chunk less the lines that begin with `;`, one of which may have begun in the chunk before."""
+        kept = []
+        for line in chunk.splitlines(keepends=True):
+            self._in_comment = self._in_comment or (line_start and line[0] == _COMMENT)
+            if not self._in_comment:
+                kept.append(line)
+            line_start = line[-1] == _NEWLINE
+            self._in_comment = self._in_comment and not line_start
+        return b"".join(kept)
