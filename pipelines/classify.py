@@ -18,19 +18,19 @@ import torch
 from torch import nn
 
 from mamba_seq.data_prep.compression import input_name, open_input
-from mamba_seq.data_prep.errors import DataError, UnreadableFile
+from mamba_seq.data_prep.errors import DataError
 from mamba_seq.data_prep.records import SequenceRecord
 from mamba_seq.data_prep.sequences import read_sequences
-from mamba_seq.data_prep.windows import WindowSampler
+from mamba_seq.data_prep.windows import MAX_WINDOWS, windows_of
 from mamba_seq.pipelines.evidence import Evidence, WindowPool
 from mamba_seq.pipelines.names import RepeatedNames
-from mamba_seq.pipelines.rows import STATUSES, Row, decide
+from mamba_seq.pipelines.rows import STATUSES, Row, Status, decide
 
 log = logging.getLogger("mamba_seq.pipelines")
 
 # rows that wait for an earlier record; a run of empty records behind a pending window must not pile up
 MOST_WAITING_ROWS = 10_000
-# warnings about single records; a file of a million bad records gets one line about the rest
+# warnings about single records of a file; one line counts the rest
 MOST_WARNINGS = 10
 
 
@@ -42,7 +42,7 @@ class Options:
     """Bases of a window."""
     stride: int
     """Bases from one window's start to the next."""
-    max_windows: int = 32
+    max_windows: int = MAX_WINDOWS
     """Most windows of a record, evenly spaced; 0 takes all."""
     both_strands: bool = True
     """Average over each window and its reverse complement."""
@@ -73,8 +73,8 @@ class Summary:
             f"{status} {count:,} ({100 * count / self.records:.1f} %)" for status, count in self.statuses.items() if count
         )
         return (
-            f"{_counted(self.records, 'record')} ({bases(self.letters)}) read in {self.seconds:.1f} s "
-            f"({bases(rate)}/min); {_counted(self.bases_seen, 'base')} in {_counted(self.windows, 'window')} "
+            f"{_counted(self.records, 'record')} ({megabases(self.letters)}) read in {self.seconds:.1f} s "
+            f"({megabases(rate)}/min); {_counted(self.bases_seen, 'base')} in {_counted(self.windows, 'window')} "
             f"went through the model; {shares or 'no record'}"
         )
 
@@ -88,8 +88,6 @@ class Classifier:
         device: where the model is.
         options: how.
         on_progress: called now and then with the summary so far.
-
-    After or during `rows`, `summary` says what was done.
     """
 
     def __init__(
@@ -101,11 +99,12 @@ class Classifier:
         on_progress: Callable[[Summary], None] = lambda summary: None,
     ) -> None:
         self.summary = Summary()
+        """What has been done so far."""
         self._labels = labels
         self._options = options
-        self._report = on_progress
+        self._on_progress = on_progress
+        self._started = time.monotonic()
         self._names = RepeatedNames()
-        self._warned = 0
         self._waiting: collections.deque[_Pending] = collections.deque()
         self._pool = WindowPool(
             model,
@@ -122,52 +121,51 @@ class Classifier:
             DataError: for a file that is missing, empty, truncated or no text, that holds no record or nothing but
                 invalid records, and with `strict` for one invalid record. Rows given before then are void.
         """
-        started = time.monotonic()
+        self._started = time.monotonic()
         for path in paths:
-            records = invalid = 0
-            first_invalid = ""
+            invalid = _InvalidRecords(input_name(path), self._options.strict)
             for record in read_sequences(path):
-                pending = self._read(record)
-                records += 1
-                if record.invalid is not None:
-                    invalid += 1
-                    first_invalid = first_invalid or f"{record.name!r} has {record.invalid}"
-                    self._refuse_or_warn(record, path)
-                self._waiting.append(pending)
+                self._waiting.append(self._read(record))
+                invalid.note(record)
                 if len(self._waiting) > MOST_WAITING_ROWS:
                     self._pool.flush()
                 yield from self._finished()
-            if records == invalid:
-                raise DataError(
-                    f"{input_name(path)} holds no DNA: each of its {_counted(records, 'record')} has letters that no DNA code "
-                    f"has ({first_invalid}); is it a protein file?"
-                )
+            invalid.judge()
         self._pool.flush()
         yield from self._finished()
-        self.summary.seconds = time.monotonic() - started
         self._update()
-        self._warn_at_end()
+        repeats, example = self._names.result()
+        if repeats:
+            log.warning(
+                "%s with a name that an earlier record has, such as %r; only the order of the rows tells them apart",
+                _counted(repeats, "record"),
+                example,
+            )
 
     def _read(self, record: SequenceRecord) -> "_Pending":
         """Read a record to its end, its windows going to the pool."""
-        options = self._options
-        pending = _Pending(record.name)
-        sampler = WindowSampler(options.context, options.stride, options.max_windows)
-        for window in sampler.windows(record.blocks()):
-            self._pool.add(pending.evidence, window.codes)
-        pending.length = record.length
-        if record.length == 0:
-            pending.status = "empty"
-        elif record.invalid is not None:
-            pending.status = "invalid"
-        elif record.length < options.min_length:
-            pending.status = "too_short"
-        elif record.bases == 0:
-            pending.status = "no_bases"
+        options, evidence = self._options, Evidence()
+        # with a limit, windows come when the record has ended, so that a short one need not go through the model
+        ended = options.max_windows > 0
+        for window in windows_of(record.blocks(), options.context, options.stride, options.max_windows):
+            if record.invalid is None and not (ended and record.length < options.min_length):
+                self._pool.add(evidence, window.codes)
         self._names.add(record.name)
         self.summary.records += 1
         self.summary.letters += record.length
-        return pending
+        if self.summary.records % 1024 == 0:
+            self._update()
+        return _Pending(record.name, record.length, self._status(record), evidence)
+
+    def _status(self, record: SequenceRecord) -> Status | None:
+        """Say why a record that was read is not for the model, or None."""
+        if record.invalid is not None:
+            return "invalid"
+        if record.length == 0:
+            return "empty"
+        if record.length < self._options.min_length:
+            return "too_short"
+        return None if record.bases else "no_bases"
 
     def _finished(self) -> Iterator[Row]:
         """Yield the rows at the head of the queue that wait for nothing any more."""
@@ -175,8 +173,93 @@ class Classifier:
             row = self._row(self._waiting.popleft())
             self.summary.statuses[row.status] += 1
             yield row
-        if self.summary.records % 1024 == 0:
-            self._update()
+
+    def _row(self, pending: "_Pending") -> Row:
+        if pending.status is not None:
+            return Row(pending.record, pending.length, pending.status)
+        probabilities = pending.evidence.probabilities()
+        if probabilities is None:
+            log.warning(
+                "record %r: the windows that were taken of it hold nothing but N, though it has bases elsewhere; "
+                "--max-windows 0 takes all of them",
+                pending.record,
+            )
+            return Row(pending.record, pending.length, "no_bases")
+        return decide(pending.record, pending.length, probabilities, self._labels, self._options.min_probability)
+
+    def _update(self) -> None:
+        self.summary.windows, self.summary.bases_seen = self._pool.windows, self._pool.bases
+        self.summary.seconds = time.monotonic() - self._started
+        self._on_progress(self.summary)
+
+
+@dataclasses.dataclass(slots=True)
+class _Pending:
+    """A record that was read and whose row has not left."""
+
+    record: str
+    length: int
+    status: Status | None
+    evidence: Evidence
+
+
+class _InvalidRecords:
+    """Judges the records of one file that have letters no DNA code has."""
+
+    def __init__(self, source: str, strict: bool) -> None:
+        self._source = source
+        self._strict = strict
+        self._records = 0
+        self._invalid = 0
+        self._first: list[str] = []
+
+    def note(self, record: SequenceRecord) -> None:
+        """Take in a record; with `strict`, refuse an invalid one."""
+        self._records += 1
+        if record.invalid is None:
+            return
+        self._invalid += 1
+        if len(self._first) < MOST_WARNINGS:
+            self._first.append(f"record {record.name!r} has {record.invalid}")
+        if self._strict:
+            raise DataError(
+                f"{self._source}: {self._first[0]}, which is no DNA code; mend the record, or leave out --strict to get a "
+                "row that says invalid"
+            )
+
+    def judge(self) -> None:
+        """At the end of the file, warn of its invalid records; refuse it when there is no other."""
+        if self._records and self._invalid == self._records:
+            raise DataError(
+                f"{self._source} holds no DNA: each of its {_counted(self._records, 'record')} has letters that are no DNA "
+                f"code ({self._first[0]}); is it a protein file?"
+            )
+        for text in self._first:
+            log.warning("%s: %s, which is no DNA code; its row says invalid", self._source, text)
+        if self._invalid > len(self._first):
+            log.warning("%s: %d more records are invalid", self._source, self._invalid - len(self._first))
+
+
+def check_inputs(paths: Sequence[str]) -> None:
+    """Refuse files that cannot be opened or whose first bytes are wrong, before a model is loaded.
+
+    Standard input and named pipes are left alone: they can be read only once.
+
+    Raises:
+        DataError: with what to do about it.
+    """
+    for path in paths:
+        if path == "-" or (os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)):
+            continue
+        open_input(path).close()
+
+
+def megabases(n: float) -> str:
+    """Write a number of bases for a person: 512 b, 5.4 Mb, 3.1 Gb."""
+    for size, unit in ((1e9, "Gb"), (1e6, "Mb"), (1e3, "kb")):
+        if n >= size:
+            return f"{n / size:.1f} {unit}"
+    return f"{n:.0f} b"
 
 
 def _counted(n: int, noun: str) -> str:

@@ -95,7 +95,8 @@ class WindowPool:
         if not known:
             return
         evidence.waiting += 1
-        self._waiting.append((evidence, window, known))
+        # a copy: a window may be a view that keeps a whole record alive
+        self._waiting.append((evidence, window.copy(), known))
         self._cost += max(len(window), SHORTEST_COST) * self._strands
         if self._cost >= POOL_BATCHES * self.batch_tokens:
             self.flush()
@@ -140,7 +141,7 @@ def score(
     Raises:
         ScoringError: when the model gives NaN or infinity.
     """
-    strands = [window for window in windows]
+    strands = list(windows)
     if both_strands:
         strands += [DNA.reverse_complement(window) for window in windows]
     lengths = np.array([len(strand) for strand in strands])
