@@ -1,0 +1,229 @@
+"""The readers of FASTA, FASTQ and GenBank: round trips at every block boundary, oddities, refusals, memory."""
+
+import io
+import itertools
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mamba_seq.data_prep.alphabet import decode
+from mamba_seq.data_prep.errors import BadRecord, DataError, EmptyFile, NoRecords, NotText, TruncatedFile
+from mamba_seq.data_prep.sequences import parse_sequences, read_sequences
+
+BLOCK_SIZES = (1, 2, 3, 7, 64, 1 << 20)
+Read = list[tuple[str, str, str]]
+
+
+def read(text: bytes | str, block_size: int = 1 << 20) -> Read:
+    raw = text.encode() if isinstance(text, str) else text
+    records = parse_sequences(io.BytesIO(raw), "test.fa", block_size=block_size)
+    return [(record.name, record.description, decode(record.codes())) for record in records]
+
+
+def wrap(text: str, width: int, end: str) -> str:
+    return "".join(text[i : i + width] + end for i in range(0, len(text), width))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_fasta_round_trip_at_every_block_boundary(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    end = str(rng.choice(["\n", "\r\n", "\r"]))
+    expected, text = [], "" if seed % 3 else "\n \n"
+    for i in range(int(rng.integers(1, 9))):
+        letters = "".join(rng.choice(list("ACGTN"), int(rng.choice([0, 1, 5, 63, 150]))))
+        expected.append((f"r{i}", "a >b @c" if i % 2 else "", letters))
+        written = "".join(c.lower() if rng.random() < 0.3 else c for c in letters)
+        text += f">r{i}" + (" a >b @c" if i % 2 else "") + end
+        if rng.random() < 0.3:
+            text += ";comment ACGT > @" + end
+        text += wrap(written, int(rng.integers(1, 80)), end) + end * int(rng.integers(0, 3))
+    if rng.random() < 0.5:
+        text = text.rstrip("\r\n")
+    for block_size in BLOCK_SIZES:
+        assert read(text, block_size) == expected
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_fastq_round_trip_at_every_block_boundary(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    end = str(rng.choice(["\n", "\r\n", "\r"]))
+    expected, text = [], ""
+    for i in range(int(rng.integers(1, 9))):
+        letters = "".join(rng.choice(list("ACGTN"), int(rng.choice([0, 1, 5, 63, 150]))))
+        qualities = "".join(rng.choice(list("@+>IA;"), len(letters)))
+        expected.append((f"r{i}", "", letters))
+        width = int(rng.integers(1, 70)) if rng.random() < 0.4 else 1000
+        body = wrap(letters, width, end) or end
+        text += f"@r{i}{end}{body}+{'r' if i % 2 else ''}{end}{wrap(qualities, width, end) or end}"
+    if rng.random() < 0.5:
+        text = text.rstrip("\r\n") if expected[-1][2] else text
+    for block_size in BLOCK_SIZES:
+        assert read(text, block_size) == expected
+
+
+GENBANK = """LOCUS       SCU49845                  21 bp    DNA     linear   PLN 21-JUN-1999
+DEFINITION  Saccharomyces cerevisiae TCP1-beta
+            gene, partial cds.
+VERSION     U49845.1
+FEATURES             Location/Qualifiers
+     source          1..21
+                     /organism="Saccharomyces cerevisiae"
+ORIGIN
+        1 gatcctccat atacaacggt
+       21 n
+//
+
+LOCUS       EMPTY 0 bp
+CONTIG      join(U49845.1:1..21)
+//
+"""
+
+
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_genbank(block_size: int, end: str) -> None:
+    assert read(GENBANK.replace("\n", end), block_size) == [
+        ("U49845.1", "Saccharomyces cerevisiae TCP1-beta gene, partial cds.", "GATCCTCCATATACAACGGTN"),
+        ("EMPTY", "", ""),
+    ]
+
+
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (">one\nA", [("one", "", "A")]),
+        (">", [("", "", "")]),
+        (">a\n>b\n>c\n", [("a", "", ""), ("b", "", ""), ("c", "", "")]),
+        (">a\n>b\nAC\n>a\nGT", [("a", "", ""), ("b", "", "AC"), ("a", "", "GT")]),
+        ("\n\n >a\nAC\n", [("a", "", "AC")]),
+        ("\ufeff>a\nAC\n", [("a", "", "AC")]),
+        (";old style\n;two\n>a x\nAC\n;in the middle\nGT;\n".replace(";\n", "\n"), [("a", "x", "ACGT")]),
+        (">a\tb c\nA C\tG T\n", [("a", "b c", "ACGT")]),
+        (">a\nacgtuACGTUryKMswBDhvN-.\n", [("a", "", "ACGTTACGTTNNNNNNNNNNNNN")]),
+        (">Köln straße\nAC", [("Köln", "straße", "AC")]),
+        (b">K\xf6ln\nAC", [("Köln", "", "AC")]),
+        ("@r x\nACGT\n+\nIIII\n\n@s\nAC\n+s\n+@\n\n", [("r", "x", "ACGT"), ("s", "", "AC")]),
+        ("@r\nAC\nGT\n+\n@@\n@@\n@s\nA\n+\n@", [("r", "", "ACGT"), ("s", "", "A")]),
+    ],
+)
+def test_oddities(text: str, expected: Read, block_size: int) -> None:
+    assert read(text, block_size) == expected
+
+
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+def test_invalid_letters_are_reported_with_their_place_and_read_as_n(block_size: int) -> None:
+    text = io.BytesIO(b">a\nAC GT\nAXc!\n>b\nACGT\n>c\n\xe9\n")
+    found = []
+    for record in parse_sequences(text, "x.fa", block_size=block_size):
+        letters = decode(record.codes())
+        found.append((letters, record.length, record.bases, str(record.invalid)))
+    assert found == [
+        ("ACGTANCN", 8, 6, "'X' at position 6 and 1 more"),
+        ("ACGT", 4, 4, "None"),
+        ("N", 1, 0, r"'\\xe9' at position 1"),
+    ]
+
+
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+@pytest.mark.parametrize(
+    "text", [b">a\nACGT\nACGT\n>b\nGG\n>c\nTT", b"@a\nACGT\n+\nIIII\n@b\nGG\n+\nII\n@c\nTT\n+\nII\n"]
+)
+def test_a_consumer_may_stop_within_a_record_or_skip_it(text: bytes, block_size: int) -> None:
+    names = []
+    for record in parse_sequences(io.BytesIO(text), "x", block_size=block_size):
+        names.append(record.name)
+        if record.name == "a":
+            next(record.blocks())
+        if record.name == "c":
+            assert decode(record.codes()) == "TT"
+    assert names == ["a", "b", "c"]
+
+
+def test_a_record_that_was_passed_says_so() -> None:
+    records = parse_sequences(io.BytesIO(b">a\nACGT\nACGT\n>b\nGG\n"), "x", block_size=4)
+    first = next(records)
+    next(records)
+    with pytest.raises(RuntimeError, match="'a' was read before"):
+        first.codes()
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (b"", EmptyFile, "0 bytes"),
+        (b" \n\n\t", EmptyFile, "white space"),
+        (b"ACGTACGT\n", NoRecords, "starts with 'ACGTACGT'"),
+        (b"sequence,label\nACGT,1\n", NoRecords, "'>' \\(FASTA\\)"),
+        (b"<!DOCTYPE html>\n<html>", NoRecords, "DOCTYPE"),
+        (b";only a comment\n", NoRecords, "comments"),
+        (b">a\nAC\0GT\n", NotText, "NUL byte at byte 6"),
+        (bytes(range(1, 200)) * 3, NotText, "control characters"),
+        (">a\nACGT\n".encode("utf-16"), NotText, "iconv -f UTF-16"),
+        (">a\nACGT\n".encode("utf-16-be"), NotText, "UTF-16BE"),
+        (">a\nACGT\n".encode("utf-32"), NotText, "UTF-32"),
+        (b"@r\nACGT\n+\nIII\n@s\nA\n+\nI\n", BadRecord, "'r' has 4 bases and 3 qualities"),
+        (b"@r\nACGT\n+\nIIIII\n", BadRecord, "'r' has 4 bases and more than 4 qualities"),
+        (b"@r\nACGT\n+\nIIII\nACGT\n", BadRecord, "after record 'r'.*'ACGT' came"),
+        (b"@r\nACGT\n+\nIIII\n@s\nACGT\n+\nII", TruncatedFile, "'s' stops in its qualities, 2 of 4"),
+        (b"@r\nACGT\n+\nIIII\n@s\nACGT\n", TruncatedFile, "'s' stops in its sequence"),
+        (b"@r\nACGT\n+\nIIII\n@s", TruncatedFile, "'s' stops"),
+        (b"LOCUS       A 4 bp\nORIGIN\n        1 acgt\n", TruncatedFile, "no // line"),
+        (b"LOCUS       A 4 bp\nORIGIN\n        1 acgt\n//\nnonsense", BadRecord, "'nonsense' came"),
+    ],
+)
+def test_refusals_say_what_came(tmp_path: Path, content: bytes, error: type[DataError], message: str) -> None:
+    path = tmp_path / "bad.fa"
+    path.write_bytes(content)
+    for block_size in (5, 1 << 20):
+        with pytest.raises(error, match=message) as caught:
+            [record.codes() for record in read_sequences(path, block_size=block_size)]
+        assert str(path) in str(caught.value)
+
+
+def test_control_characters_late_in_a_file_are_no_letters() -> None:
+    text = b">a\n" + b"ACGT" * 1000 + b"\n>b\n" + bytes([1, 2, 3]) * 100
+    with pytest.raises(NotText, match="record 'b'"):
+        [record.codes() for record in parse_sequences(io.BytesIO(text), "x", block_size=1024)]
+
+
+class Endless(io.RawIOBase):
+    """A header and then `size` bytes of sequence, made as they are read."""
+
+    def __init__(self, parts: Iterator[bytes]) -> None:
+        self.parts = parts
+        self.rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        self.rest = self.rest or next(self.parts, b"")
+        n = min(len(buffer), len(self.rest))
+        buffer[:n] = self.rest[:n]
+        self.rest = self.rest[n:]
+        return n
+
+
+@pytest.mark.parametrize("form", ["one line", "lines", "fastq", "long header"])
+def test_memory_is_bounded_whatever_the_record(form: str) -> None:
+    megabyte = b"ACGTTGCAAC" * 100_000
+    lines = wrap(megabyte.decode(), 80, "\n").encode()
+    parts = {
+        "one line": [b">a\n", *[megabyte] * 200],
+        "lines": [b">a\n", *[lines] * 200],
+        "fastq": [b"@a\n", *[megabyte] * 200, b"\n+\n", *[b"I" * 1_000_000] * 200, b"\n"],
+        "long header": [b">a ", *[b"word " * 1_000_000] * 40, b"\n", *[megabyte] * 200],
+    }[form]
+    tracemalloc.start()
+    try:
+        stream = io.BufferedReader(Endless(itertools.chain(parts)))
+        (length,) = [sum(map(len, record.blocks())) for record in parse_sequences(stream, "x")]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert length == 200_000_000
+    assert peak < 20e6
