@@ -1,7 +1,7 @@
 """Which implementation runs a call: the one place that decides, and that says why.
 
-`backend=None` takes Triton on CUDA devices and the Numba kernels on the CPU, and the reference wherever these cannot run
-the case; a backend that is named and cannot run raises instead of quietly doing something else.
+`backend=None` takes Triton on CUDA devices and the Numba kernels elsewhere, and the reference wherever these cannot
+run the case; a backend that is named and cannot run raises instead of quietly doing something else.
 """
 
 import functools
@@ -42,7 +42,7 @@ def choose_backend(op: str, asked: str | None, device: torch.device, unsupported
     """
     if asked is not None and asked not in BACKENDS:
         raise ValueError(f"backend is {asked!r}, expected None or one of {', '.join(map(repr, BACKENDS))}")
-    wanted = asked or ("triton" if device.type == "cuda" else "cpu" if device.type == "cpu" else "reference")
+    wanted = asked or ("triton" if device.type == "cuda" else "cpu")
     if wanted == "reference":
         return wanted
     reason = _cannot_run(wanted, device) or unsupported.get(wanted)

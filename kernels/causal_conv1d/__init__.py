@@ -5,9 +5,10 @@ Read `reference.py` first. `cpu.py` (Numba) and `triton.py` compute the same; `f
 
 import importlib
 
+import torch
 from torch import Tensor
 
-from mamba_seq.kernels._checks import check_causal_conv1d, check_dtype, check_shape
+from mamba_seq.kernels._checks import check_causal_conv1d, check_device, check_dtype, check_shape
 from mamba_seq.kernels._dispatch import choose_backend
 from mamba_seq.kernels.causal_conv1d.reference import (
     causal_conv1d_reference,
@@ -31,7 +32,7 @@ def causal_conv1d(
     """Convolve each channel with its own short causal filter: y_t = act(bias + sum_k weight_k x_(t-K+1+k)).
 
     Args:
-        x: input (B, L, D); float32, float16 or bfloat16 (float64 on the reference). 16-bit inputs accumulate in float32.
+        x: input (B, L, D); float32, float16 or bfloat16 (float64 on the reference). 16-bit inputs add up in float32.
         weight: filter taps (D, K), the last one for the present step; float32 or x's type. K is at least 2.
         bias: (D,) in weight's type.
         activation: None or "silu".
@@ -49,7 +50,7 @@ def causal_conv1d(
         RuntimeError: when a named backend cannot run the case.
     """
     check_causal_conv1d(x, weight, bias, activation, initial_state, cu_seqlens)
-    unsupported = dict.fromkeys(("cpu", "triton"), _outside_compiled_case(x, cu_seqlens))
+    unsupported: dict[str, str | None] = dict.fromkeys(("cpu", "triton"), _outside_compiled_case(x, cu_seqlens))
     chosen = choose_backend("causal_conv1d", backend, x.device, unsupported)
     if chosen == "reference" or x.shape[1] == 0:
         y = causal_conv1d_reference(x, weight, bias, activation, initial_state, cu_seqlens)
@@ -60,6 +61,7 @@ def causal_conv1d(
     return (y, last_inputs(x, weight.shape[1], initial_state, cu_seqlens)) if return_final_state else y
 
 
+@torch.no_grad()
 def causal_conv1d_update(
     x: Tensor,
     state: Tensor,
@@ -87,10 +89,11 @@ def causal_conv1d_update(
     """
     if x.dim() != 2:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, D)")
-    check_causal_conv1d(x[:, None], weight, bias, activation, state, None)
+    check_causal_conv1d(x[:, None], weight, bias, activation, None, None)
     check_dtype("state", state, (x.dtype,))
     check_shape("state", state, (*x.shape, weight.shape[1] - 1), "(B, D, K-1)")
-    unsupported = dict.fromkeys(("cpu", "triton"), _outside_compiled_case(x, None))
+    check_device("state", state, x.device)
+    unsupported: dict[str, str | None] = dict.fromkeys(("cpu", "triton"), _outside_compiled_case(x, None))
     chosen = choose_backend("causal_conv1d_update", backend, x.device, unsupported)
     if chosen == "reference":
         return causal_conv1d_update_reference(x, state, weight, bias, activation)

@@ -4,6 +4,8 @@ Shapes: B batch, L length, D channels, K taps, S packed sequences. The state is 
 oldest first, (B, D, K-1). Autograd gives the gradients; float64 inputs are computed in float64.
 """
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +22,8 @@ def causal_conv1d_reference(
     cu_seqlens: Tensor | None = None,
 ) -> Tensor:
     """Convolve (B, L, D); arguments as `mamba_seq.kernels.causal_conv1d`, already checked. Returns y (B, L, D)."""
+    if x.shape[1] == 0:
+        return x.clone()  # empty, and in the graph; torch's convolution refuses it
     real = parameter_dtypes(x)[0]
     pieces = []
     for piece, state in _sequences(x, weight.shape[1], initial_state, cu_seqlens):
@@ -59,7 +63,4 @@ def _sequences(
     bounds = cu_seqlens.tolist()
     if initial_state is None:
         initial_state = x.new_zeros((len(bounds) - 1, x.shape[2], K - 1))
-    return [
-        (x[:, start:end], initial_state[s : s + 1])
-        for s, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False))
-    ]
+    return [(x[:, start:end], initial_state[s : s + 1]) for s, (start, end) in enumerate(itertools.pairwise(bounds))]

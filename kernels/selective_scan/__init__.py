@@ -1,9 +1,10 @@
 """The selective scan (S6): one operator, three implementations, one contract.
 
-Read `reference.py` first, it is the definition. `cpu.py` (Numba) and `triton.py` compute the same in compiled code, with
-their own backward; `function.py` binds those two to autograd.
+Read `reference.py` first, it is the definition. `cpu.py` (Numba) and `triton.py` compute the same in compiled code,
+with their own backward; `function.py` binds those two to autograd.
 """
 
+import torch
 from torch import Tensor
 
 from mamba_seq.kernels._checks import ScanShape, check_selective_scan
@@ -34,7 +35,7 @@ def selective_scan(
         y_t = y_t * silu(z_t)
 
     Args:
-        u: input (B, L, D); float32, float16 or bfloat16 (float64 on the reference). 16-bit inputs are computed in float32.
+        u: input (B, L, D); float32, float16 or bfloat16 (float64 on the reference). Computed in float32.
         delta: step sizes before bias and softplus (B, L, D), in u's type.
         A: state matrix, diagonal per channel (D, N); float32 or complex64.
         B: input projection (B, L, N), or (B, L, G, N) with G groups of D / G channels, in u's type; constant over time:
@@ -58,7 +59,8 @@ def selective_scan(
         RuntimeError: when a named backend cannot run the case.
     """
     shape = check_selective_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens)
-    unsupported = dict.fromkeys(("cpu", "triton"), _outside_compiled_case(u, A, B, C, shape, cu_seqlens))
+    reason = _outside_compiled_case(u, A, B, C, shape, cu_seqlens)
+    unsupported: dict[str, str | None] = dict.fromkeys(("cpu", "triton"), reason)
     chosen = choose_backend("selective_scan", backend, u.device, unsupported)
     arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
     if chosen == "reference" or shape.L == 0:
@@ -73,6 +75,7 @@ def selective_scan(
     return (y, final_state) if return_final_state else y
 
 
+@torch.no_grad()
 def selective_state_update(
     state: Tensor,
     u: Tensor,

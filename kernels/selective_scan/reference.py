@@ -1,12 +1,14 @@
 """The selective scan, written to be read: one step of the recurrence after another, in plain torch.
 
-    h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t        zero-order hold for A, Euler for B (Mamba, eq. 2 and section 3.6)
+    h_t = exp(delta_t A) h_(t-1) + delta_t B_t u_t        zero-order hold for A, Euler for B (Mamba, eq. 2, section 3.6)
     y_t = C_t h_t + D u_t                                 2 Re(C_t h_t) + D u_t when A is complex
     y_t = y_t * silu(z_t)                                 when there is a gate
 
 Shapes: B batch, L length, D channels, N state size, G groups, S packed sequences. It runs every case of the contract on
 any device, autograd gives its gradients, and float64 inputs are computed in float64: the other backends are held to it.
 """
+
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +41,9 @@ def selective_scan_reference(
     batch, length, channels = u.shape
     x = u.to(real)
     dt = discretisation_step(delta, delta_bias, delta_softplus)
-    B_, C_ = (p if p.dim() == 2 else over_channels(p if p.dim() == 4 else p[:, :, None], channels, real) for p in (B, C))
+    B_, C_ = (
+        p if p.dim() == 2 else over_channels(p if p.dim() == 4 else p[:, :, None], channels, real) for p in (B, C)
+    )
 
     bounds = [0, length] if cu_seqlens is None else cu_seqlens.tolist()
     sequences = batch if cu_seqlens is None else len(bounds) - 1
@@ -48,14 +52,14 @@ def selective_scan_reference(
 
     outputs: list[Tensor] = []
     final_states: list[Tensor] = []
-    for s, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for s, (start, end) in enumerate(itertools.pairwise(bounds)):
         h = initial_state if cu_seqlens is None else initial_state[s : s + 1]
         for t in range(start, end):
             h = torch.exp(dt[:, t, :, None] * A) * h + (dt[:, t] * x[:, t])[..., None] * at_step(B_, t)  # (B, D, N)
             outputs.append(read_out(h, at_step(C_, t)))
         final_states.append(h)
 
-    y = torch.stack(outputs, dim=1) if outputs else torch.zeros_like(x)
+    y = torch.stack(outputs, dim=1) if outputs else x.clone()  # empty, and in the graph
     if D is not None:
         y = y + D * x
     if z is not None:
@@ -80,7 +84,9 @@ def selective_state_update_reference(
     channels = u.shape[-1]
     x = u.to(real)
     dt = discretisation_step(delta, delta_bias, delta_softplus)
-    B_, C_ = (p if is_constant(p, u) else over_channels(p if p.dim() == 3 else p[:, None], channels, real) for p in (B, C))
+    B_, C_ = (
+        p if is_constant(p, u) else over_channels(p if p.dim() == 3 else p[:, None], channels, real) for p in (B, C)
+    )
     state.copy_(torch.exp(dt[..., None] * A) * state + (dt * x)[..., None] * B_)
     y = read_out(state, C_)
     if D is not None:
