@@ -14,6 +14,7 @@ SUBCOMMANDS = {
     "evaluate": "mamba_seq.pipelines.cli.evaluate:evaluate",
     "train": "mamba_seq.pipelines.cli.train:train",
     "zoo": "mamba_seq.pipelines.cli.zoo:zoo",
+    "convert": "mamba_seq.pipelines.cli.convert:convert",
     "info": "mamba_seq.pipelines.cli.info:info",
 }
 

@@ -1,0 +1,63 @@
+"""Converting a model folder from one package's format to another's."""
+
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from mamba_seq import models_zoo
+from mamba_seq.errors import ModelError
+from mamba_seq.heads import LanguageModel, SequenceClassifier
+from mamba_seq.interop import KINDS, export_hf, export_mamba_ssm
+from mamba_seq.pipelines.errors import OutputError
+from mamba_seq.saving import CARD_FILE, locate, open_model
+
+log = logging.getLogger("mamba_seq.pipelines")
+
+
+def convert(source: str, folder: Path, kind: str) -> Path:
+    """Write the model `source` as a folder of `kind`, whole or not at all.
+
+    Args:
+        source: a zoo name, a folder or a hub id; any of `mamba_seq.interop.KINDS`, pickled weights included.
+        folder: to write; new or empty. The model's card comes along.
+        kind: one of `mamba_seq.interop.KINDS`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UnknownModelError: when there is no such model.
+        ModelError: when it cannot be read, or `kind` has no such model.
+        OutputError: when `folder` is a file, or not empty.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = "is not empty" if folder.is_dir() else "is a file"
+        raise OutputError(f"cannot convert to {folder}: it {what}, expected a new or empty folder")
+    found = models_zoo.path(source) if source in models_zoo.names() else locate(source, pickles=True)
+    model, dtype = open_model(found, name=source, unpickle=True)
+    target = folder.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name[:60]}.", suffix=".part") as beside:
+        written = _write(model, Path(beside) / "model", kind, dtype)
+        if (found / CARD_FILE).is_file():
+            shutil.copyfile(found / CARD_FILE, written / CARD_FILE)
+        written.replace(target)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    precision = str(dtype).removeprefix("torch.")
+    log.info("wrote a %s model of %.3g million parameters in %s to %s", kind, count / 1e6, precision, folder)
+    return folder
+
+
+def _write(model: LanguageModel | SequenceClassifier, folder: Path, kind: str, dtype: torch.dtype) -> Path:
+    if kind == "mamba-seq":
+        return model.save_pretrained(folder, dtype=dtype)
+    if not isinstance(model, LanguageModel):
+        raise ModelError(
+            f"the model is a {model.config.task}, expected a language-model: {kind} has no other Mamba models"
+        )
+    return export_hf(model, folder, dtype) if kind == "transformers" else export_mamba_ssm(model, folder, dtype)
