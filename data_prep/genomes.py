@@ -1,0 +1,226 @@
+"""Genomes of several classes by random access: `root/<class>/*.fa.gz`, a folder a class, its name the label.
+
+FASTA files, plain or compressed, are read into memory as one byte a base as long as they are expected to fit, and
+shared with forked workers. Larger collections are read from disk through pyfaidx, which needs plain or BGZF files.
+"""
+
+import hashlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pyfaidx
+
+from mamba_seq.data_prep.alphabet import DNA, INVALID, Codes
+from mamba_seq.data_prep.compression import open_input
+from mamba_seq.data_prep.errors import BadRecord, NotIndexable, TooFewData, TruncatedFile, UnreadableFile
+from mamba_seq.data_prep.sequences import read_sequences
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".fa", ".fasta", ".fna", ".ffn", ".fas")
+PACKED_SUFFIXES = ("", ".gz", ".bgz", ".bz2", ".xz", ".zst")
+BASES_PER_PACKED_BYTE = 4.5  # to foresee how much a compressed file will hold
+
+Cache = Literal["auto", "memory", "disk"]
+
+
+@dataclass(frozen=True)
+class GenomeRecord:
+    """One sequence of one file.
+
+    Args:
+        label: Its class.
+        file: Its file, relative to the root, with forward slashes.
+        name: Its name in the file.
+        length: Its number of bases.
+    """
+
+    label: str
+    file: str
+    name: str
+    length: int
+
+
+class Genomes:
+    """The records of all classes under a root folder, and any stretch of them as token ids.
+
+    Args:
+        root: Folder of class folders.
+        cache: "memory" reads all files at once; "disk" opens them with pyfaidx; "auto" takes memory up to `cache_gb`.
+        cache_gb: The most gigabytes (1e9 bases) that "auto" reads into memory.
+        index_folder: Where pyfaidx keeps its .fai and .gzi files; by default the user's cache folder. Nothing is
+            written into the data folder.
+
+    Raises:
+        DataError: The folder is missing or has no class, a class has no file, a file cannot be read.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        cache: Cache = "auto",
+        cache_gb: float = 2.0,
+        index_folder: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.root = Path(root)
+        files = genome_files(self.root)
+        if cache == "auto":
+            expected = sum(_expected_bases(path) for paths in files.values() for path in paths)
+            cache = "memory" if expected <= cache_gb * 1e9 else "disk"
+            log.info("about %.0f million bases in %s: read from %s", expected / 1e6, self.root, cache)
+        self.labels = list(files)
+        self.cache = cache
+        self.records: list[GenomeRecord] = []
+        self._place: list[tuple[_Store, int]] = []
+        folder = Path(index_folder) if index_folder is not None else _default_index_folder()
+        for label, paths in files.items():
+            for path in paths:
+                store: _Store = _MemoryStore(path) if cache == "memory" else _DiskStore(path, folder)
+                _check_names(path, [name for name, _ in store.lengths])
+                for i, (name, length) in enumerate(store.lengths):
+                    self.records.append(GenomeRecord(label, path.relative_to(self.root).as_posix(), name, length))
+                    self._place.append((store, i))
+
+    def fetch(self, record: int, start: int, end: int) -> Codes:
+        """Token ids (end - start,) uint8 of the record with this number in `records`; not to be written to.
+
+        Raises:
+            ValueError: The stretch does not lie within the record.
+        """
+        if not 0 <= start <= end <= self.records[record].length:
+            raise ValueError(
+                f"bases {start} to {end} were asked of record {self.records[record].name!r}, "
+                f"which has {self.records[record].length}"
+            )
+        store, i = self._place[record]
+        return store.fetch(i, start, end)
+
+
+def genome_files(root: Path) -> dict[str, list[Path]]:
+    """The FASTA files of every class under `root`: labels sorted, files sorted.
+
+    Raises:
+        UnreadableFile: No such folder.
+        TooFewData: No class folder, or one without FASTA files.
+    """
+    if not root.is_dir():
+        raise UnreadableFile(f"{root} is no folder; a folder with one folder of FASTA files a class was expected")
+    suffixes = tuple(suffix + packed for suffix in SUFFIXES for packed in PACKED_SUFFIXES)
+    classes = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    files = {
+        folder.name: sorted(path for path in folder.iterdir() if path.name.lower().endswith(suffixes))
+        for folder in classes
+    }
+    if not files:
+        raise TooFewData(f"{root} has no class folders; put the FASTA files of each class into a folder of its name")
+    for label, paths in files.items():
+        if not paths:
+            raise TooFewData(
+                f"{root / label} has no FASTA files (*.fa, *.fasta, *.fna, perhaps with .gz); add some, or remove "
+                "the folder if it is no class"
+            )
+    return files
+
+
+class _Store(Protocol):
+    lengths: Sequence[tuple[str, int]]
+
+    def fetch(self, record: int, start: int, end: int) -> Codes: ...
+
+
+class _MemoryStore:
+    """All records of a file as arrays."""
+
+    def __init__(self, path: Path) -> None:
+        self._codes: list[Codes] = []
+        self.lengths: list[tuple[str, int]] = []
+        for record in read_sequences(path):
+            codes = record.codes()
+            if record.invalid is not None:
+                raise BadRecord(
+                    f"{path}: record {record.name!r} has {record.invalid}, which no DNA code has; "
+                    "remove or correct the record"
+                )
+            self._codes.append(codes)
+            self.lengths.append((record.name, len(codes)))
+
+    def fetch(self, record: int, start: int, end: int) -> Codes:
+        return self._codes[record][start:end]
+
+
+class _DiskStore:
+    """A file indexed by pyfaidx, opened once in every process: forked workers must not share a file position."""
+
+    def __init__(self, path: Path, index_folder: Path) -> None:
+        self._path = path
+        self._index_folder = index_folder
+        self._open: tuple[int, Any] | None = None
+        self.lengths = [(name, entry.rlen) for name, entry in self._faidx().index.items()]
+
+    def fetch(self, record: int, start: int, end: int) -> Codes:
+        name = self.lengths[record][0]
+        if start == end:
+            return np.empty(0, dtype=np.uint8)
+        codes = DNA.encode(self._faidx().from_file(name, start + 1, end))
+        if INVALID in codes:
+            raise BadRecord(
+                f"{self._path}: record {name!r} has letters that no DNA code has between {start + 1} and {end}; "
+                "remove or correct the record"
+            )
+        return codes
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": None}
+
+    def _faidx(self) -> Any:
+        if self._open is None or self._open[0] != os.getpid():
+            self._open = (os.getpid(), _open_indexed(self._path, self._index_folder))
+        return self._open[1]
+
+
+def _open_indexed(path: Path, index_folder: Path) -> Any:
+    """Open a file with pyfaidx, its index kept under a name that changes when the file does."""
+    state = path.stat()
+    key = hashlib.sha256(f"{path.resolve()} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:16]
+    index_folder.mkdir(parents=True, exist_ok=True)
+    stem = index_folder / f"{path.name}.{key}"
+    with open_input(path) as stream:
+        stream.read(1)  # our own message for what is empty or no file at all
+    try:
+        return pyfaidx.Faidx(str(path), indexname=f"{stem}.fai", gzi_indexname=f"{stem}.gzi", as_raw=True)
+    except pyfaidx.UnsupportedCompressionFormat as error:
+        raise NotIndexable(
+            f"{path} is compressed, but not with bgzip, so it cannot be read at random places; "
+            f"gunzip it, or compress it with bgzip instead (gunzip {path.name}; bgzip {path.stem}), "
+            'or read it into memory (cache: "memory")'
+        ) from error
+    except pyfaidx.FastaIndexingError as error:
+        raise NotIndexable(
+            f"{path} cannot be indexed: {error}; give all its sequence lines one length (seqkit seq -w 80)"
+        ) from error
+    except ValueError as error:
+        raise NotIndexable(f"{path} cannot be indexed: {error}; give every record a name of its own") from error
+    except OSError as error:
+        raise TruncatedFile(f"{path} cannot be indexed: {error}; copy or download the file again") from error
+
+
+def _check_names(path: Path, names: list[str]) -> None:
+    """Splits name records, so a name must mean one record."""
+    if repeated := [name for name, n in Counter(names).items() if n > 1]:
+        raise NotIndexable(f"{path} has several records named {repeated[0]!r}; give every record a name of its own")
+
+
+def _expected_bases(path: Path) -> float:
+    packed = not path.name.lower().endswith(SUFFIXES)
+    return path.stat().st_size * (BASES_PER_PACKED_BYTE if packed else 1.0)
+
+
+def _default_index_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "mamba_seq" / "fasta_index"
