@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mamba_seq.config import MambaConfig, ModelConfig
     from mamba_seq.errors import ModelError, UnknownModelError
     from mamba_seq.heads import LanguageModel, SequenceClassifier
+    from mamba_seq.interop import export_hf, export_mamba_ssm
     from mamba_seq.saving import from_pretrained
 
 _HOME = {
@@ -26,6 +27,8 @@ _HOME = {
     "SequenceClassifier": "heads",
     "LanguageModel": "heads",
     "from_pretrained": "saving",
+    "export_hf": "interop",
+    "export_mamba_ssm": "interop",
     "ModelError": "errors",
     "UnknownModelError": "errors",
 }
@@ -41,6 +44,8 @@ __all__ = [
     "SequenceClassifier",
     "UnknownModelError",
     "__version__",
+    "export_hf",
+    "export_mamba_ssm",
     "from_pretrained",
 ]
 

@@ -1,7 +1,7 @@
 """What a model is made of, and what a saved model must carry to be used.
 
-`MambaConfig` describes the stack of blocks; `ModelConfig` adds everything that a prediction needs: the task, the alphabet
-or codec, the label names in order, the context. It is the `config.json` of a saved-model folder.
+`MambaConfig` describes the stack of blocks; `ModelConfig` adds everything that a prediction needs: the task, the
+alphabet or codec, the label names in order, the context. It is the `config.json` of a saved-model folder.
 """
 
 import dataclasses
@@ -89,6 +89,8 @@ class ModelConfig:
     """Length of the sequences the model was trained on, in tokens."""
     pooling: Literal["mean", "last", "max"] = "mean"
     """How a classifier turns the positions of a sequence into one vector."""
+    tie_embeddings: bool = True
+    """A language model's embedding is also its output matrix; if not, that is a matrix of its own."""
     mamba_seq_version: str = __version__
     """The version that wrote the model."""
 
@@ -103,6 +105,10 @@ class ModelConfig:
             raise ValueError(f"labels has {len(self.labels)} names, expected at least 2 for a classifier")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels has a name twice: {self.labels}")
+        if self.task == "sequence-classification" and not self.tie_embeddings:
+            raise ValueError(
+                "tie_embeddings is false, expected true for a classifier: it has no output matrix to untie"
+            )
 
     def to_json(self) -> str:
         """Write the config as the text of a `config.json`."""
@@ -120,7 +126,9 @@ class ModelConfig:
         except (OSError, ValueError) as error:
             raise ModelError(f"{path} cannot be read as a model config: {error}") from error
         if not isinstance(fields, dict) or not isinstance(fields.get("backbone"), dict):
-            raise ModelError(f"{path} is not a mamba-seq config: expected an object with 'task', 'backbone', 'vocab_size'")
+            raise ModelError(
+                f"{path} is not a mamba-seq config: expected an object with 'task', 'backbone', 'vocab_size'"
+            )
         backbone = _known_fields(MambaConfig, fields.pop("backbone"), path)
         try:
             return cls(backbone=MambaConfig(**backbone), **_known_fields(cls, fields, path))

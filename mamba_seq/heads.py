@@ -1,7 +1,8 @@
 """Models: the backbone with an embedding in front and a head behind it.
 
-    SequenceClassifier   tokens (B, L) -> logits (B, number of labels), from the masked mean, the last or the maximal position
-    LanguageModel        tokens (B, L) -> logits (B, L, V) of the next token; the embedding is also the output matrix
+    SequenceClassifier   tokens (B, L) -> logits (B, number of labels), from the masked mean, last or maximal position
+    LanguageModel        tokens (B, L) -> logits (B, L, V) of the next token; unless untied, the embedding is the output
+                         matrix too
 
 Each has the three forms of the backbone: whole sequence, chunk after chunk with the state carried, and `step`.
 """
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from mamba_seq.backbone import Backbone, BackboneState
 from mamba_seq.config import ModelConfig
+from mamba_seq.sampling import as_generator, check_sampling, sample
 from mamba_seq.saving import SavedModel
 
 
@@ -67,7 +69,7 @@ class SequenceClassifier(nn.Module, SavedModel):
         return (logits, ClassifierState(backbone_state, pooled, count)) if return_state else logits
 
     def step(self, tokens: Tensor, state: ClassifierState) -> tuple[Tensor, ClassifierState]:
-        """Read one more token of each sequence (B,); return the logits so far and the state (changed in place where it can)."""
+        """Read one more token of each sequence (B,); return the logits so far and the state (partly changed)."""
         out = self.backbone.step(self.embedding(tokens), state.backbone)
         pooled, count = self._pool(out.float()[:, None], None, state)
         return self._read(pooled, count), ClassifierState(state.backbone, pooled, count)
@@ -77,7 +79,9 @@ class SequenceClassifier(nn.Module, SavedModel):
         device = self.embedding.weight.device
         fill = float("-inf") if self.config.pooling == "max" else 0.0
         pooled = torch.full((batch, self.config.backbone.d_model), fill, device=device)
-        return ClassifierState(self.backbone.allocate_state(batch), pooled, torch.zeros(batch, dtype=torch.long, device=device))
+        return ClassifierState(
+            self.backbone.allocate_state(batch), pooled, torch.zeros(batch, dtype=torch.long, device=device)
+        )
 
     def _pool(self, out: Tensor, mask: Tensor | None, state: ClassifierState | None) -> tuple[Tensor, Tensor]:
         """Fold the outputs (B, L, d_model) of a chunk into the pooled vector and the count of real positions."""
@@ -108,7 +112,7 @@ class SequenceClassifier(nn.Module, SavedModel):
 
 
 class LanguageModel(nn.Module, SavedModel):
-    """The next token at every position (causal language model, tied embedding)."""
+    """The next token at every position (causal language model)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -116,6 +120,10 @@ class LanguageModel(nn.Module, SavedModel):
         self.embedding = nn.Embedding(config.vocab_size, config.backbone.d_model)
         self.backbone = Backbone(config.backbone)
         nn.init.normal_(self.embedding.weight, std=0.02)
+        self.output: nn.Linear | None = None
+        if not config.tie_embeddings:
+            self.output = nn.Linear(config.backbone.d_model, config.vocab_size, bias=False)
+            nn.init.normal_(self.output.weight, std=0.02)
 
     def forward(
         self,
@@ -140,15 +148,71 @@ class LanguageModel(nn.Module, SavedModel):
         return self._read(out[:, -1]), state
 
     def step(self, tokens: Tensor, state: BackboneState) -> Tensor:
-        """Read one more token of each sequence (B,), changing `state` in place; return the next token's logits (B, V)."""
+        """Read one more token of each sequence (B,), changing `state` in place; return the next logits (B, V)."""
         return self._read(self.backbone.step(self.embedding(tokens), state))
 
     def allocate_state(self, batch: int) -> BackboneState:
         """Return the state of `batch` sequences before their first token."""
         return self.backbone.allocate_state(batch)
 
+    @torch.no_grad()
+    def generate(
+        self,
+        tokens: Tensor,
+        max_new_tokens: int,
+        *,
+        mask: Tensor | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        generator: torch.Generator | int | None = None,
+        stop_token: int | None = None,
+    ) -> Tensor:
+        """Continue prompts: read them at once, then go on token by token with a state of constant size.
+
+        Args:
+            tokens: prompts (B, L), at least one token each.
+            max_new_tokens: how many tokens to add at most.
+            mask: (B, L), true at real positions. Pad prompts of different lengths on the left; it changes nothing.
+            temperature: divides the logits; 0 takes the most probable token each time (greedy).
+            top_k: draw among the k most probable tokens only.
+            top_p: draw among the fewest most probable tokens whose probabilities sum to p only, after `top_k`.
+            generator: of the random numbers, on the model's device; an integer seeds a new one, None takes torch's.
+            stop_token: ends a sequence; positions after it hold it too. The call ends when every sequence has ended.
+
+        Returns:
+            Prompts and what follows them (B, L + n), n at most `max_new_tokens`.
+
+        Raises:
+            ValueError: for an empty prompt, padding on the right, or a sampling argument out of its range.
+        """
+        check_sampling(temperature, top_k, top_p)
+        if max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}, expected at least 0")
+        if tokens.ndim != 2 or tokens.shape[1] == 0:
+            raise ValueError(f"tokens is {tuple(tokens.shape)}, expected (B, L) with at least one token to start from")
+        if mask is not None and not bool(mask[:, -1].all()):
+            raise ValueError(
+                "mask is false at a last position: pad prompts on the left, with at least one token in each"
+            )
+        if max_new_tokens == 0:
+            return tokens
+        random = as_generator(generator, tokens.device)
+        ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+        logits, state = self.prefill(tokens, mask)
+        added: list[Tensor] = []
+        while True:
+            drawn = sample(logits, temperature, top_k, top_p, random)
+            if stop_token is not None:
+                drawn = drawn.masked_fill(ended, stop_token)
+                ended |= drawn == stop_token
+            added.append(drawn)
+            if len(added) == max_new_tokens or (stop_token is not None and bool(ended.all())):
+                return torch.cat([tokens, torch.stack(added, dim=1)], dim=1)
+            logits = self.step(drawn, state)
+
     def _read(self, out: Tensor) -> Tensor:
-        return nn.functional.linear(out, self.embedding.weight)
+        return nn.functional.linear(out, self.embedding.weight if self.output is None else self.output.weight)
 
 
 MODELS: dict[str, type[SequenceClassifier] | type[LanguageModel]] = {
