@@ -1,0 +1,101 @@
+"""How the CPU kernels are compiled and shared out over threads.
+
+Numba's own `parallel=True` is not used: its `omp` layer aborts a process that forks after the first kernel (every
+DataLoader worker does), and its `workqueue` layer aborts when two Python threads call at once. Kernels are serial, free
+of the interpreter lock, and a small thread pool runs many of them side by side; that is safe in both cases.
+"""
+
+import functools
+import logging
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba
+import torch
+
+log = logging.getLogger("mamba_seq.kernels")
+
+_OPTIONS = {"nogil": True, "error_model": "numpy"}
+
+_pool: ThreadPoolExecutor | None = None
+_pool_lock = threading.Lock()
+
+
+def compiled(function: Callable[..., Any]) -> "Kernel":
+    """Turn a function of int arguments into a kernel, compiled at its first call and kept on disk where possible."""
+    return Kernel(function)
+
+
+class Kernel:
+    """A Numba function that outlives a cache folder it cannot write to."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *arguments: float) -> None:
+        """Run on plain int and float arguments, the same types at every call."""
+        self.dispatcher(*arguments)
+
+    @functools.cached_property
+    def dispatcher(self) -> Any:
+        """The Numba dispatcher, cached on disk when Numba finds a folder for that."""
+        try:
+            return numba.njit(cache=True, **_OPTIONS)(self._function)
+        except RuntimeError as error:  # how Numba says that none of its cache folders can be written
+            log.info("CPU kernels are compiled anew in every process (set NUMBA_CACHE_DIR to keep them): %s", error)
+            return numba.njit(**_OPTIONS)(self._function)
+
+
+def run_tasks(work: Callable[[int, int, int], None], count: int, workers: int) -> None:
+    """Share the tasks 0 to count - 1 out over threads: `work(first, last, worker)` does those from first to last - 1.
+
+    The calling thread takes part and then waits only for work that has begun, so no call ever waits for another's.
+    `worker` numbers the threads of this call from 0: two calls of `work` with the same number never overlap, so scratch
+    memory goes by it. `work` must release the interpreter lock to run in parallel.
+    """
+    helpers = min(workers, count) - 1
+    if helpers <= 0:
+        work(0, count, 0)
+        return
+    piece = max(1, count // (8 * workers))  # several pieces a thread, since threads do not all run equally fast
+    starts = iter(range(0, count, piece))  # its next() is atomic under the interpreter lock
+
+    def work_on(worker: int) -> None:
+        for first in starts:
+            work(first, min(first + piece, count), worker)
+
+    pool = _shared_pool()
+    futures = [pool.submit(work_on, worker) for worker in range(1, helpers + 1)]
+    try:
+        work_on(0)
+    finally:
+        for future in futures:
+            if not future.cancel():
+                future.result()
+
+
+def worker_count() -> int:
+    """Return how many threads a call may use: torch's number, which DataLoader workers set to 1."""
+    return torch.get_num_threads()
+
+
+def _shared_pool() -> ThreadPoolExecutor:
+    global _pool
+    with _pool_lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(max(1, os.cpu_count() or 1), thread_name_prefix="mamba-seq-cpu")
+        return _pool
+
+
+def _forget_pool() -> None:
+    """Start afresh in a forked child: threads do not survive a fork, and the lock may have been held."""
+    global _pool, _pool_lock
+    _pool, _pool_lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)

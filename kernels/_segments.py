@@ -1,0 +1,63 @@
+"""The torch side of the CPU kernels: pieces of bounded size, and tensors as addresses and strides."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_ELEMENTS = 1 << 22
+"""B L D of a segment: a float32 buffer of 16 MB."""
+
+_STEPS = 1024
+"""A segment has fewer steps than this only at the end of a sequence, whatever D is."""
+
+
+class Segment(NamedTuple):
+    """Items b0 to b1 - 1 of the batch, steps t0 to t1 - 1."""
+
+    b0: int
+    b1: int
+    t0: int
+    t1: int
+
+    @property
+    def batch(self) -> int:
+        return self.b1 - self.b0
+
+    @property
+    def steps(self) -> int:
+        return self.t1 - self.t0
+
+    def of(self, x: Tensor) -> Tensor:
+        """Return this part of x (B, L, ...), a view."""
+        return x[self.b0 : self.b1, self.t0 : self.t1]
+
+
+def segments(batch: int, length: int, channels: int, multiple: int) -> list[Segment]:
+    """Cut (batch, length) into segments of some four million elements, in order of time for every item.
+
+    All but the last of an item have a number of steps that `multiple` divides, and `multiple` divides 1024.
+    """
+    items = min(batch, max(1, _ELEMENTS // (_STEPS * channels)))
+    steps = max(_STEPS, _ELEMENTS // (items * channels) // multiple * multiple)
+    return [
+        Segment(b, min(b + items, batch), t, min(t + steps, length))
+        for b in range(0, batch, items)
+        for t in range(0, length, steps)
+    ]
+
+
+def last_dense(x: Tensor) -> Tensor:
+    """Return x in float32 with its last axis dense; x itself where it is that already."""
+    x = x.to(torch.float32)
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def walk(x: Tensor | None) -> tuple[int, int, int]:
+    """Return address, batch stride and time stride of x (B, L, D); zeros for None."""
+    return (0, 0, 0) if x is None else (x.data_ptr(), x.stride(0), x.stride(1))
+
+
+def address(x: Tensor | None) -> int:
+    """Return where x lies, 0 for None. The caller keeps x alive."""
+    return 0 if x is None else x.data_ptr()

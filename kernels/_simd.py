@@ -1,0 +1,319 @@
+"""Sixteen float32 lanes as a Numba type, so that kernels vectorise because they say so.
+
+LLVM splits the sixteen lanes into the registers there are: two with AVX2, one with AVX-512, four on NEON. Pointers are
+addresses (int64) turned into typed pointers by `floats`; indices count elements. No fast-math flag is set anywhere: NaN
+and infinity pass through. The polynomials were fitted for this file (Lawson iterations on the relative error, coefficients
+rounded to float32 one after another).
+
+Numba's cache notices edits of a kernel's own file only: after editing this one, delete `*.nbi` in `__pycache__`.
+"""
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, overload, register_model
+
+LANES = 16
+LOG2E = 1.4426950408889634
+SMALL = 1e-30
+"""States below this are flushed to zero: far below rounding, and denormal numbers are slow on many CPUs."""
+
+_FLOAT = ir.FloatType()
+_INT = ir.IntType(32)
+_FLOATS = ir.VectorType(_FLOAT, LANES)
+_INTS = ir.VectorType(_INT, LANES)
+
+# 2^r - 1 = r q(r) on [-1/2, 1/2], relative error of 2^r 9.4e-8 and 3.0e-9
+_EXP2_5 = (0.6931470036506653, 0.24022246897220612, 0.0555071122944355, 0.009671294130384922, 0.0013269406044855714)
+_EXP2_6 = (
+    0.6931471824645996,
+    0.24022647738456726,
+    0.05550359934568405,
+    0.009618505835533142,
+    0.0013390807434916496,
+    0.00015326470020227134,
+)
+# log1p(w) / w - 1 = w q(w) on [0, 1], relative error 5.3e-9
+_LOG1P = (
+    -0.4999993145465851,
+    0.33330464363098145,
+    -0.24958018958568573,
+    0.19692102074623108,
+    -0.15344880521297455,
+    0.10661128163337708,
+    -0.05745723098516464,
+    0.020086241886019707,
+    -0.003290468594059348,
+)
+
+
+class _Lanes(types.Type):
+    def __init__(self) -> None:
+        super().__init__(name=f"float32x{LANES}")
+
+
+lanes_type = _Lanes()
+pointer_type = types.CPointer(types.float32)
+
+
+@register_model(_Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, fe_type: types.Type) -> None:
+        super().__init__(manager, fe_type, _FLOATS)
+
+
+Codegen = Callable[[Any, ir.IRBuilder, Any, Sequence[Any]], Any]
+
+
+@intrinsic
+def floats(typing: Any, address: types.Type) -> tuple[Any, Codegen]:
+    """Turn an address into a pointer to float32."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[Any]) -> Any:
+        return builder.inttoptr(args[0], _FLOAT.as_pointer())
+
+    return pointer_type(types.int64), codegen
+
+
+@intrinsic
+def load(typing: Any, pointer: types.Type, index: types.Type) -> tuple[Any, Codegen]:
+    """Load sixteen consecutive floats from `pointer[index]` on."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[Any]) -> Any:
+        return builder.load(_lanes_at(builder, args[0], args[1]), align=4)
+
+    return lanes_type(pointer_type, types.int64), codegen
+
+
+@intrinsic
+def store(typing: Any, pointer: types.Type, index: types.Type, value: types.Type) -> tuple[Any, Codegen]:
+    """Store sixteen floats to `pointer[index]` and on."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[Any]) -> Any:
+        builder.store(args[2], _lanes_at(builder, args[0], args[1]), align=4)
+        return context.get_dummy_value()
+
+    return types.void(pointer_type, types.int64, lanes_type), codegen
+
+
+@intrinsic
+def splat(typing: Any, value: types.Type) -> tuple[Any, Codegen]:
+    """Repeat one float in every lane."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[Any]) -> Any:
+        return _repeat(builder, args[0])
+
+    return lanes_type(types.float32), codegen
+
+
+@intrinsic
+def fma(typing: Any, a: types.Type, b: types.Type, c: types.Type) -> tuple[Any, Codegen]:
+    """Return a b + c, rounded once where the CPU can."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[Any]) -> Any:
+        return _fma(builder, *args)
+
+    return lanes_type(lanes_type, lanes_type, lanes_type), codegen
+
+
+@intrinsic
+def exp2(typing: Any, x: types.Type) -> tuple[Any, Codegen]:
+    """Return 2^x to 1.6e-7 relative; exactly 0 from x = -127 down, infinity from 128 up, NaN for NaN."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[Any]) -> Any:
+        shifted, r = _reduce(builder, _clamp(builder, args[0]))
+        return _scale(builder, _polynomial(builder, r, (1.0, *_EXP2_5)), shifted)
+
+    return lanes_type(lanes_type), codegen
+
+
+@intrinsic
+def exp(typing: Any, x: types.Type) -> tuple[Any, Codegen]:
+    """Return e^x to 1e-7 relative; exactly 0 below -88.1, infinity above 88.8, NaN for NaN."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[Any]) -> Any:
+        high = 1.44269502162933349609375  # LOG2E rounded to float32; the product with it is exact inside the fma
+        y = builder.fmul(args[0], _constant(high))
+        clamped = _clamp(builder, y)
+        shifted, r = _reduce(builder, clamped)
+        # what rounding took from x log2(e); only where nothing was clamped, or the remainder would be huge
+        lost = _fma(builder, args[0], _constant(high), builder.fneg(y))
+        lost = _fma(builder, args[0], _constant(LOG2E - high), lost)
+        inside = builder.fcmp_unordered("ueq", clamped, y)
+        r = builder.select(inside, builder.fadd(r, lost), r)
+        return _scale(builder, _polynomial(builder, r, (1.0, *_EXP2_6)), shifted)
+
+    return lanes_type(lanes_type), codegen
+
+
+@intrinsic
+def log1p_unit(typing: Any, w: types.Type) -> tuple[Any, Codegen]:
+    """Return log(1 + w) for w in [0, 1], to 1.5e-7 relative."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[Any]) -> Any:
+        return builder.fmul(args[0], _polynomial(builder, args[0], (1.0, *_LOG1P)))
+
+    return lanes_type(lanes_type), codegen
+
+
+@intrinsic
+def positive_part(typing: Any, x: types.Type) -> tuple[Any, Codegen]:
+    """Return x where it is above zero and 0 elsewhere; NaN for NaN."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[Any]) -> Any:
+        below = builder.fcmp_ordered("<", args[0], _constant(0.0))
+        return builder.select(below, _constant(0.0), args[0])
+
+    return lanes_type(lanes_type), codegen
+
+
+@intrinsic
+def minus_abs(typing: Any, x: types.Type) -> tuple[Any, Codegen]:
+    """Return -|x|."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[Any]) -> Any:
+        bits = builder.or_(builder.bitcast(args[0], _INTS), ir.Constant(_INTS, [1 << 31] * LANES))
+        return builder.bitcast(bits, _FLOATS)
+
+    return lanes_type(lanes_type), codegen
+
+
+@intrinsic
+def flush(typing: Any, x: types.Type) -> tuple[Any, Codegen]:
+    """Return x, or 0 where |x| is below SMALL."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[Any]) -> Any:
+        bits = builder.and_(builder.bitcast(args[0], _INTS), ir.Constant(_INTS, [(1 << 31) - 1] * LANES))
+        small = builder.fcmp_ordered("<", builder.bitcast(bits, _FLOATS), _constant(SMALL))
+        return builder.select(small, _constant(0.0), args[0])
+
+    return lanes_type(lanes_type), codegen
+
+
+@intrinsic
+def lane_sum(typing: Any, x: types.Type) -> tuple[Any, Codegen]:
+    """Return the sum of the lanes, halves first: always in the same order."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[Any]) -> Any:
+        value, width = args[0], LANES
+        while width > 1:
+            width //= 2
+            low, high = (
+                builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(_INT, width), list(part)))
+                for part in (range(width), range(width, 2 * width))
+            )
+            value = builder.fadd(low, high)
+        return builder.extract_element(value, _INT(0))
+
+    return types.float32(lanes_type), codegen
+
+
+def _arithmetic(symbol: Any, instruction: str) -> None:
+    @intrinsic
+    def operate(typing: Any, a: types.Type, b: types.Type) -> tuple[Any, Codegen]:
+        def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[Any]) -> Any:
+            return getattr(builder, instruction)(args[0], args[1])
+
+        return lanes_type(lanes_type, lanes_type), codegen
+
+    @overload(symbol, jit_options={"forceinline": True})
+    def typed(a: Any, b: Any) -> Callable[..., Any] | None:
+        def implementation(a: Any, b: Any) -> Any:
+            return operate(a, b)
+
+        return implementation if a is lanes_type and b is lanes_type else None
+
+
+for _symbol, _instruction in (
+    (operator.add, "fadd"),
+    (operator.sub, "fsub"),
+    (operator.mul, "fmul"),
+    (operator.truediv, "fdiv"),
+):
+    _arithmetic(_symbol, _instruction)
+
+
+@njit(forceinline=True)
+def softplus(x: Any) -> Any:
+    """Return log(1 + e^x) = max(x, 0) + log1p(e^-|x|), to 3e-7 relative; exactly 0 below -88.1."""
+    return positive_part(x) + log1p_unit(exp(minus_abs(x)))
+
+
+@njit(forceinline=True)
+def sigmoid(x: Any) -> Any:
+    """Return 1 / (1 + e^-x)."""
+    one = splat(1.0)
+    return one / (one + exp(splat(0.0) - x))
+
+
+@njit(forceinline=True)
+def load_part(pointer: Any, index: int, lanes: int, spare: Any) -> Any:
+    """Load `lanes` floats, the rest zero; `spare` is scratch memory for sixteen floats."""
+    if lanes == LANES:
+        return load(pointer, index)
+    store(spare, 0, splat(0.0))
+    for lane in range(lanes):
+        spare[lane] = pointer[index + lane]
+    return load(spare, 0)
+
+
+@njit(forceinline=True)
+def store_part(pointer: Any, index: int, value: Any, lanes: int, spare: Any) -> None:
+    """Store the first `lanes` lanes; `spare` is scratch memory for sixteen floats."""
+    if lanes == LANES:
+        store(pointer, index, value)
+    else:
+        store(spare, 0, value)
+        for lane in range(lanes):
+            pointer[index + lane] = spare[lane]
+
+
+def _lanes_at(builder: ir.IRBuilder, pointer: Any, index: Any) -> Any:
+    return builder.bitcast(builder.gep(pointer, [index]), _FLOATS.as_pointer())
+
+
+def _repeat(builder: ir.IRBuilder, value: Any) -> Any:
+    first = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), value, _INT(0))
+    return builder.shuffle_vector(first, ir.Constant(_FLOATS, ir.Undefined), ir.Constant(_INTS, [0] * LANES))
+
+
+def _constant(value: float) -> ir.Constant:
+    return ir.Constant(_FLOATS, [value] * LANES)
+
+
+def _fma(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), f"llvm.fmuladd.v{LANES}f32"
+    )
+    return builder.call(function, [a, b, c])
+
+
+def _clamp(builder: ir.IRBuilder, x: Any) -> Any:
+    """Bring an exponent to [-127, 128], where `_scale` gives exactly 0 and infinity at the ends; NaN stays."""
+    for bound, sign in ((-127.0, "<"), (128.0, ">")):
+        x = builder.select(builder.fcmp_ordered(sign, x, _constant(bound)), _constant(bound), x)
+    return x
+
+
+def _reduce(builder: ir.IRBuilder, x: Any) -> tuple[Any, Any]:
+    """Split x into the nearest integer n and r in [-1/2, 1/2]; n is returned as 1.5 2^23 + n, whose low bits are n."""
+    magic = _constant(12582912.0)
+    shifted = builder.fadd(x, magic)
+    return shifted, builder.fsub(x, builder.fsub(shifted, magic))
+
+
+def _scale(builder: ir.IRBuilder, p: Any, shifted: Any) -> Any:
+    """Return p 2^n by adding n to the exponent bits of p."""
+    n = builder.shl(builder.bitcast(shifted, _INTS), ir.Constant(_INTS, [23] * LANES))
+    return builder.bitcast(builder.add(builder.bitcast(p, _INTS), n), _FLOATS)
+
+
+def _polynomial(builder: ir.IRBuilder, x: Any, coefficients: Sequence[float]) -> Any:
+    value = _constant(coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        value = _fma(builder, value, x, _constant(coefficient))
+    return value
