@@ -102,7 +102,7 @@ _COMPRESSIONS = (
     _Compression("gzip", (b"\x1f\x8b",), lambda: zlib.decompressobj(wbits=31), zlib.error),
     _Compression("bzip2", (b"BZh",), bz2.BZ2Decompressor, OSError),
     _Compression("xz", (b"\xfd7zXZ\x00",), lambda: lzma.LZMADecompressor(format=lzma.FORMAT_XZ), lzma.LZMAError),
-    # zstd has no bound on what one call returns, so little goes in: 512 bytes of runs are blocks of some 6 MB.
+    # zstd has no bound on what one call returns, so little goes in: 512 bytes of runs become some 17 MB.
     _Compression(
         "zstd",
         (b"\x28\xb5\x2f\xfd", *(bytes([first]) + b"\x2a\x4d\x18" for first in range(0x50, 0x60))),

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mamba_seq.data_prep.genome_windows import (
@@ -144,7 +143,7 @@ class GenomeData(L.LightningDataModule):
             self.genomes, self.splits.of(split), length, per_class, seed, self.config.max_n_fraction
         )
 
-    def evaluation_loader(self, windows: EvaluationWindows) -> DataLoader[tuple[Tensor, Tensor]]:
+    def evaluation_loader(self, windows: EvaluationWindows) -> DataLoader[Any]:
         """Batches of about `batch_tokens` bases of such a list, in its order."""
         return DataLoader(
             windows,
@@ -154,7 +153,7 @@ class GenomeData(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Training batches from `start_step` on, without end."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return DataLoader(
@@ -164,15 +163,15 @@ class GenomeData(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def val_dataloader(self) -> list[DataLoader[tuple[Tensor, Tensor]]]:
+    def val_dataloader(self) -> list[DataLoader[Any]]:
         """A loader of validation windows for each length."""
         return self._loaders("validation", self.config.validation_windows)
 
-    def test_dataloader(self) -> list[DataLoader[tuple[Tensor, Tensor]]]:
+    def test_dataloader(self) -> list[DataLoader[Any]]:
         """A loader of test windows for each length."""
         return self._loaders("test", self.config.test_windows)
 
-    def _loaders(self, split: Split, per_class: int) -> list[DataLoader[tuple[Tensor, Tensor]]]:
+    def _loaders(self, split: Split, per_class: int) -> list[DataLoader[Any]]:
         lengths = sorted(set(self.config.lengths))
         return [self.evaluation_loader(self.evaluation_windows(split, length, per_class)) for length in lengths]
 

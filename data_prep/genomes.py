@@ -129,7 +129,8 @@ def genome_files(root: Path) -> dict[str, list[Path]]:
 
 
 class _Store(Protocol):
-    lengths: Sequence[tuple[str, int]]
+    @property
+    def lengths(self) -> Sequence[tuple[str, int]]: ...
 
     def fetch(self, record: int, start: int, end: int) -> Codes: ...
 
@@ -139,7 +140,7 @@ class _MemoryStore:
 
     def __init__(self, path: Path) -> None:
         self._codes: list[Codes] = []
-        self.lengths: list[tuple[str, int]] = []
+        self._names: list[str] = []
         for record in read_sequences(path):
             codes = record.codes()
             if record.invalid is not None:
@@ -148,7 +149,11 @@ class _MemoryStore:
                     "remove or correct the record"
                 )
             self._codes.append(codes)
-            self.lengths.append((record.name, len(codes)))
+            self._names.append(record.name)
+
+    @property
+    def lengths(self) -> Sequence[tuple[str, int]]:
+        return [(name, len(codes)) for name, codes in zip(self._names, self._codes, strict=True)]
 
     def fetch(self, record: int, start: int, end: int) -> Codes:
         return self._codes[record][start:end]
@@ -161,10 +166,14 @@ class _DiskStore:
         self._path = path
         self._index_folder = index_folder
         self._open: tuple[int, Any] | None = None
-        self.lengths = [(name, entry.rlen) for name, entry in self._faidx().index.items()]
+        self._lengths = [(name, entry.rlen) for name, entry in self._faidx().index.items()]
+
+    @property
+    def lengths(self) -> Sequence[tuple[str, int]]:
+        return self._lengths
 
     def fetch(self, record: int, start: int, end: int) -> Codes:
-        name = self.lengths[record][0]
+        name = self._lengths[record][0]
         if start == end:
             return np.empty(0, dtype=np.uint8)
         codes = DNA.encode(self._faidx().from_file(name, start + 1, end))

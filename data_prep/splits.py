@@ -13,7 +13,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
@@ -88,7 +88,7 @@ class Splits:
             raise BadRecord(f"{name} has the columns {rows.fieldnames}, {expected} were expected, separated by tabs")
         intervals = []
         for number, row in enumerate(rows, start=2):
-            values = {key: row[key] for key in expected}
+            values: dict[str, Any] = {key: row[key] for key in expected}
             try:
                 start, end = int(values.pop("start")), int(values.pop("end"))
             except (TypeError, ValueError):
@@ -96,6 +96,8 @@ class Splits:
                     f"{name}, line {number}: start {row['start']!r} and end {row['end']!r} came, whole numbers were "
                     "expected"
                 ) from None
+            if values["split"] not in SPLITS:
+                raise BadRecord(f"{name}, line {number}: split {values['split']!r} came; one of {SPLITS} was expected")
             intervals.append(Interval(**values, start=start, end=end))
         return cls(tuple(sorted(intervals)))
 
@@ -133,6 +135,7 @@ def split_by_region(
         regions: Number of regions that each of the two parts is cut into.
     """
     _check_fractions(test_fraction, validation_fraction)
+    fractions: dict[Split, float] = {"test": test_fraction, "validation": validation_fraction}
     by_file: dict[str, list[GenomeRecord]] = defaultdict(list)
     for record in records:
         if record.length:
@@ -142,12 +145,12 @@ def split_by_region(
         rng = np.random.default_rng((seed, zlib.crc32(file.encode())))
         total = sum(record.length for record in its_records)
         longest = max(its_records, key=lambda record: record.length)
-        sizes: list[tuple[int, Split]] = [
-            (round(total * fraction / regions), split)
-            for fraction, split in ((test_fraction, "test"), (validation_fraction, "validation"))
-            for _ in range(regions)
+        pieces = [
+            (size, split)
+            for split, fraction in fractions.items()
+            for size in [round(total * fraction / regions)] * regions
+            if size
         ]
-        pieces = [(size, split) for size, split in sizes if size]
         if sum(size for size, _ in pieces) <= 0.9 * longest.length:
             intervals += _regions_of(longest, pieces, rng)
             intervals += [_whole(record, "train") for record in its_records if record is not longest]

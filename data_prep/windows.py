@@ -95,7 +95,16 @@ class WindowSampler:
         self.stride = _checked(context, stride, max_windows)
         self.max_windows = max_windows
         self._buffer: Codes | None = None
-        self._reset()
+        self._start_record()
+
+    def _start_record(self) -> None:
+        self.length = 0
+        self._first: Codes | None = None  # a record of one block needs no buffer
+        self._filled = 0
+        self._step = self.stride
+        self._next = 0
+        self._last_start = -1
+        self._kept: list[Window] = []
 
     def windows(self, blocks: Iterable[Codes]) -> Iterator[Window]:
         """The windows of one record given as blocks of token ids; the sampler may be used again for the next."""
@@ -110,7 +119,7 @@ class WindowSampler:
         """
         ready: list[Window] = []
         if self._first is None and not self.length:
-            self._first = codes  # a record of one block needs no buffer
+            self._first = codes
             self.length = len(codes)
             return ready
         if self._first is not None:
@@ -132,7 +141,7 @@ class WindowSampler:
             kept = {window.start: window for window in [*self._kept, tail]}
             return [kept[start] for start in window_starts(self.length, self.context, self.stride, self.max_windows)]
         finally:
-            self._reset()
+            self._start_record()
 
     def _of_one_block(self, codes: Codes) -> list[Window]:
         starts = window_starts(len(codes), self.context, self.stride, self.max_windows)
@@ -171,15 +180,6 @@ class WindowSampler:
         assert self._buffer is not None
         at = self._filled - (self.length - start)
         return self._buffer[at : min(at + self.context, self._filled)].copy()
-
-    def _reset(self) -> None:
-        self.length = 0
-        self._first: Codes | None = None
-        self._filled = 0
-        self._step = self.stride
-        self._next = 0
-        self._last_start = -1
-        self._kept: list[Window] = []
 
 
 def _checked(context: int, stride: int | None, max_windows: int) -> int:
