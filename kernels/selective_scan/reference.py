@@ -50,13 +50,15 @@ def selective_scan_reference(
     if initial_state is None:
         initial_state = A.new_zeros((sequences, channels, A.shape[1]))
 
+    # cut into steps once: the gradient of an index per step would be a tensor of the whole length, L times
+    dts, xs, Bs, Cs = dt.unbind(1), x.unbind(1), over_time(B_, length), over_time(C_, length)
     outputs: list[Tensor] = []
     final_states: list[Tensor] = []
     for s, (start, end) in enumerate(itertools.pairwise(bounds)):
         h = initial_state if cu_seqlens is None else initial_state[s : s + 1]
         for t in range(start, end):
-            h = torch.exp(dt[:, t, :, None] * A) * h + (dt[:, t] * x[:, t])[..., None] * at_step(B_, t)  # (B, D, N)
-            outputs.append(read_out(h, at_step(C_, t)))
+            h = torch.exp(dts[t][..., None] * A) * h + (dts[t] * xs[t])[..., None] * Bs[t]  # (B, D, N)
+            outputs.append(read_out(h, Cs[t]))
         final_states.append(h)
 
     y = torch.stack(outputs, dim=1) if outputs else x.clone()  # empty, and in the graph
@@ -122,9 +124,9 @@ def is_constant(parameter: Tensor, u: Tensor) -> bool:
     return parameter.dim() == 2 and parameter.shape[0] != u.shape[0]
 
 
-def at_step(parameter: Tensor, t: int) -> Tensor:
-    """Pick step t of an input-dependent B or C; a constant one is the same at every step."""
-    return parameter if parameter.dim() == 2 else parameter[:, t]
+def over_time(parameter: Tensor, length: int) -> tuple[Tensor, ...]:
+    """Return B or C of every step; a constant one is the same at each."""
+    return (parameter,) * length if parameter.dim() == 2 else parameter.unbind(1)
 
 
 def read_out(h: Tensor, C: Tensor) -> Tensor:
