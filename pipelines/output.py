@@ -9,7 +9,6 @@ import contextlib
 import errno
 import gzip
 import os
-import shutil
 import stat
 import sys
 import tempfile
@@ -119,13 +118,21 @@ def _spooled(target: str) -> Iterator["_Told"]:
         with _telling(target):
             if target == STDOUT:
                 sys.stdout.flush()
-                shutil.copyfileobj(spool, sys.stdout.buffer, COPY_PIECE)
-                sys.stdout.buffer.flush()
+                _copy(spool, sys.stdout.buffer)
             else:
                 with open(target, "wb") as device:
-                    shutil.copyfileobj(spool, device, COPY_PIECE)
+                    _copy(spool, device)
     finally:
         sink.close()
+
+
+def _copy(source: BinaryIO, target: BinaryIO) -> None:
+    """Copy all of it: with PYTHONUNBUFFERED, standard output is a raw file that may take a part and say nothing more."""
+    while piece := source.read(COPY_PIECE):
+        left = memoryview(piece)
+        while left:
+            left = left[target.write(left) :]
+    target.flush()
 
 
 class _Told:
