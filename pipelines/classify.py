@@ -70,7 +70,9 @@ class Summary:
     def __str__(self) -> str:
         rate = self.letters * 60 / self.seconds if self.seconds else 0.0
         shares = ", ".join(
-            f"{status} {count:,} ({100 * count / self.records:.1f} %)" for status, count in self.statuses.items() if count
+            f"{status} {count:,} ({100 * count / self.records:.1f} %)"
+            for status, count in self.statuses.items()
+            if count
         )
         return (
             f"{_counted(self.records, 'record')} ({megabases(self.letters)}) read in {self.seconds:.1f} s "

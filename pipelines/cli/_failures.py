@@ -39,6 +39,8 @@ def guarded(call: Callable[[], None], settings: Settings) -> int:
     except click.UsageError as error:
         error.show()
         return WRONG_USAGE
+    except SystemExit as end:  # jsonargparse, behind train, ends a process this way
+        return end.code if isinstance(end.code, int) else FAILED if end.code else DONE
     except (KeyboardInterrupt, click.Abort):
         _tell("interrupted", settings)
         return INTERRUPTED

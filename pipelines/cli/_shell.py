@@ -14,8 +14,6 @@ import click
 from mamba_seq._version import __version__
 from mamba_seq.pipelines.cli import _messages
 
-DEFAULT_MODEL = "mamba-dna.bacteria11"
-
 
 @dataclasses.dataclass
 class Settings:
@@ -92,10 +90,11 @@ def common_options(*, with_environment: bool) -> list[click.Parameter]:
     return [
         _common(["-q", "--quiet", "verbosity"], flag_value=-1, help="Only warnings and errors on standard error."),
         _common(["-v", "--verbose", "verbosity"], flag_value=1, help="Say more on standard error."),
-        _common(["--seed"], type=click.IntRange(0, 2**32 - 1), help="Seed of every random choice."),
+        _common(["--seed"], metavar="N", type=click.IntRange(0, 2**32 - 1), help="Seed of every random choice."),
         _common(["--device"], callback=_device, metavar="DEVICE", help="auto (default), cpu, cuda or cuda:N."),
         _common(
             ["--threads"],
+            metavar="N",
             type=click.IntRange(min=1),
             envvar="MAMBA_SEQ_NUM_THREADS" if with_environment else None,
             help="CPU threads (default: all cores; or set MAMBA_SEQ_NUM_THREADS).",
@@ -105,18 +104,6 @@ def common_options(*, with_environment: bool) -> list[click.Parameter]:
             ["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version."
         ),
     ]
-
-
-def model_option(function: Any) -> Any:
-    """Add `-m`, the model."""
-    return click.option(
-        "-m",
-        "--model",
-        metavar="MODEL",
-        default=DEFAULT_MODEL,
-        show_default=True,
-        help="A zoo name (see 'mamba-seq zoo list'), the folder of a saved model, or a Hugging Face hub id.",
-    )(function)
 
 
 def _common(names: list[str], callback: Any = None, **kwargs: Any) -> click.Option:

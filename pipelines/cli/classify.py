@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import click
 
 from mamba_seq.pipelines.cli._messages import progress
-from mamba_seq.pipelines.cli._shell import Command, Settings, model_option
+from mamba_seq.pipelines.cli._options import model_option, reading_options, window_length
+from mamba_seq.pipelines.cli._shell import Command, Settings
 
 if TYPE_CHECKING:
     from mamba_seq.pipelines.classify import Summary
@@ -24,23 +25,7 @@ if TYPE_CHECKING:
     default=0.0,
     help="Call a record unclassified when its best class is less probable.",
 )
-@click.option(
-    "--strand",
-    type=click.Choice(["both", "forward"]),
-    default="both",
-    show_default=True,
-    help="Average over both strands, or read the given one.",
-)
-@click.option("--context", metavar="N", type=click.IntRange(min=1), help="Bases of a window. Default: the model's.")
-@click.option("--stride", metavar="N", type=click.IntRange(min=1), help="From window to window. Default: the context.")
-@click.option(
-    "--max-windows",
-    metavar="N",
-    type=click.IntRange(min=0),
-    default=32,
-    show_default=True,
-    help="Most windows of a record, evenly spaced; 0 takes all.",
-)
+@reading_options
 @click.option(
     "--min-length",
     metavar="N",
@@ -50,12 +35,6 @@ if TYPE_CHECKING:
     help="Call shorter records too_short.",
 )
 @click.option("--strict", is_flag=True, help="Refuse a file at its first record with letters that are no DNA code.")
-@click.option(
-    "--batch-tokens",
-    metavar="N",
-    type=click.IntRange(min=1),
-    help="Bases that go through the model at once; less takes less memory. Default: 65,536, on GPUs 262,144.",
-)
 @click.pass_obj
 def classify(
     settings: Settings,
@@ -68,9 +47,9 @@ def classify(
     context: int | None,
     stride: int | None,
     max_windows: int,
+    batch_tokens: int | None,
     min_length: int,
     strict: bool,
-    batch_tokens: int | None,
 ) -> None:
     """Classify the sequences of FASTA, FASTQ or GenBank files.
 
@@ -92,9 +71,7 @@ def classify(
     check_output(output, files)
     device = start(settings.device, settings.threads, settings.seed)
     loaded = models.load_model(model, device)
-    window = context or loaded.config.context
-    if window is None:
-        raise click.UsageError(f"model {model} names no context; give one with --context")
+    window = window_length(context, model, loaded.config.context)
     options = Options(
         context=window,
         stride=stride or window,
@@ -110,7 +87,9 @@ def classify(
     with progress("classifying", verbosity=settings.verbosity) as show:
 
         def report(summary: "Summary") -> None:
-            show(f"{summary.records:,} records, {megabases(summary.letters)} read, {megabases(summary.bases_seen)} seen")
+            show(
+                f"{summary.records:,} records, {megabases(summary.letters)} read, {megabases(summary.bases_seen)} seen"
+            )
 
         classifier = Classifier(loaded, loaded.config.labels, device, options, report)
         form = FORMATS[format_](loaded.config.labels)

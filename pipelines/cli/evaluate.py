@@ -1,6 +1,94 @@
-"""`mamba-seq evaluate`."""
+"""`mamba-seq evaluate`: accuracy on genomes of known class."""
+
 import click
-from mamba_seq.pipelines.cli._shell import Command
+
+from mamba_seq.pipelines.cli._messages import progress
+from mamba_seq.pipelines.cli._options import model_option, reading_options, window_length
+from mamba_seq.pipelines.cli._shell import Command, Settings
+
+
+class _Lengths(click.ParamType):
+    """Whole numbers with commas between them."""
+
+    name = "lengths"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        lengths = str(value).split(",")
+        if not all(length.strip().isdecimal() and int(length) > 0 for length in lengths):
+            self.fail(
+                f"{value!r}: numbers of bases with commas between them were expected, such as 1000,10000.", param, ctx
+            )
+        return tuple(map(int, lengths))
+
+
 @click.command(cls=Command)
-def evaluate() -> None:
-    """Measure."""
+@click.argument("data", metavar="DATA")
+@model_option
+@click.option("-o", "--output", metavar="FILE", default="-", help="Table to write. Default: -, standard output.")
+@click.option("--format", "format_", type=click.Choice(["tsv", "json"]), default="tsv", show_default=True)
+@click.option(
+    "--lengths",
+    metavar="N,N,...",
+    type=_Lengths(),
+    help="Bases of the windows. Default: those of 1000, 10000 and 100000 that every class has.",
+)
+@click.option(
+    "--per-class",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Windows of each class, drawn with --seed (default 0).",
+)
+@click.option("--splits", metavar="FILE", help="A run's splits.tsv: draw from its test regions only.")
+@reading_options
+@click.pass_obj
+def evaluate(
+    settings: Settings,
+    data: str,
+    model: str,
+    output: str,
+    format_: str,
+    lengths: tuple[int, ...] | None,
+    per_class: int,
+    splits: str | None,
+    strand: str,
+    context: int | None,
+    stride: int | None,
+    max_windows: int,
+    batch_tokens: int | None,
+) -> None:
+    """Measure how often MODEL is right on the genomes in DATA, a folder with a folder of FASTA files for each class.
+
+    Random windows are read as classify would read them. Every length gets a row for all classes and one for each, with 95 %
+    Wilson intervals that take no more windows as independent than fit into the data side by side.
+    """
+    from mamba_seq.pipelines import models
+    from mamba_seq.pipelines.evaluate import Reading, evaluate_genomes, read_genomes, to_json, to_tsv
+    from mamba_seq.pipelines.output import check_output, open_output
+    from mamba_seq.pipelines.runtime import start
+
+    check_output(output, (splits,) if splits else ())
+    device = start(settings.device, settings.threads, settings.seed)
+    genomes, intervals, chosen = read_genomes(data, splits, lengths)
+    loaded = models.load_model(model, device)
+    labels = loaded.config.labels
+    reading = Reading(
+        context=window_length(context, model, loaded.config.context),
+        stride=stride,
+        max_windows=max_windows,
+        both_strands=strand == "both",
+        batch_tokens=batch_tokens,
+    )
+    seed = settings.seed or 0
+    results = []
+    with progress("evaluating", verbosity=settings.verbosity) as show:
+        for length in chosen:
+            show(f"windows of {length:,} bases")
+            results += evaluate_genomes(
+                loaded, labels, genomes, [length], reading, intervals, per_class=per_class, seed=seed, device=device
+            )
+    about = {"model": model, "data": data, "splits": splits, "seed": seed, "context": reading.context, "strand": strand}
+    text = to_tsv(results, labels) if format_ == "tsv" else to_json(results, labels, about)
+    with open_output(output) as sink:
+        sink.write(text.encode())

@@ -95,7 +95,13 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     def launch(*arguments: object, delay: float = 0.0, **options: object) -> subprocess.Popen[str]:
         command = [sys.executable, "-W", "error", str(HERE / "fake.py"), str(delay)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL, "text": True, **options}
+        pipes = {
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "stdin": subprocess.DEVNULL,
+            "text": True,
+            **options,
+        }
         process = subprocess.Popen([*command, *map(str, arguments)], **pipes)  # type: ignore[call-overload]
         started.append(process)
         return process

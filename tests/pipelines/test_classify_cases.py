@@ -113,10 +113,16 @@ HANDLED = {
     "IUPAC": (b">a\nACGTRYKMSWBDHVN\n", [["a", "15", None, None, "ok"]]),
     "RNA": (b">a\nACGU\n", [["a", "4", None, None, "ok"]]),
     "one base": (b">a\nC", [["a", "1", None, None, "ok"]]),
-    "line of 3 MB": (b">a\n" + b"ACG" * 1_000_000 + b"\n>b\nA\n", [["a", "3000000", None, None, "ok"], ["b", "1", None, None, "ok"]]),
+    "line of 3 MB": (
+        b">a\n" + b"ACG" * 1_000_000 + b"\n>b\nA\n",
+        [["a", "3000000", None, None, "ok"], ["b", "1", None, None, "ok"]],
+    ),
     "no name": (b">\nACGT\n>\t\nACGT\n", [["NA", "4", None, None, "ok"], ["NA", "4", None, None, "ok"]]),
     "tab in header": (b">a\tb c\nACGT\n", [["a", "4", None, None, "ok"]]),
-    "control characters": (b">a\x01b\x1b[31m\x7f\n" + b"ACGT" * 99, [["a\\x01b\\x1b[31m\\x7f", "396", None, None, "ok"]]),
+    "control characters": (
+        b">a\x01b\x1b[31m\x7f\n" + b"ACGT" * 99,
+        [["a\\x01b\\x1b[31m\\x7f", "396", None, None, "ok"]],
+    ),
     "Latin-1 name": (b">caf\xe9\x85x\nACGT\n", [["caf\u00e9\\x85x", "4", None, None, "ok"]]),
     "byte-order mark": (b"\xef\xbb\xbf>a\nACGT\n", [["a", "4", None, None, "ok"]]),
     "no line end": (b">a\nACGT", [["a", "4", None, None, "ok"]]),
@@ -245,7 +251,9 @@ def classified(fake: Any, path: Path, **options: Any) -> dict[str, np.ndarray]:
 
 def test_answer_does_not_depend_on_the_other_records(fake: Any, tmp_path: Path) -> None:
     rng = random.Random(3)
-    records = {f"r{i}": "".join(rng.choices("ACGTN", k=rng.choice([1, 63, 64, 65, 1000, 2049]))) + "A" for i in range(40)}
+    records = {
+        f"r{i}": "".join(rng.choices("ACGTN", k=rng.choice([1, 63, 64, 65, 1000, 2049]))) + "A" for i in range(40)
+    }
     together = write(tmp_path, "".join(f">{name}\n{s}\n" for name, s in records.items()).encode())
     all_of_them = classified(fake, together)
     assert list(all_of_them) == list(records)
@@ -299,7 +307,8 @@ def test_rows_leave_while_records_are_still_read(fake: Any, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize(
-    ("name", "shown"), [("plain|name", "plain|name"), ("a\tb", "a\\tb"), ("a\u2028b", "a\\u2028b"), ("\u00e9", "\u00e9")]
+    ("name", "shown"),
+    [("plain|name", "plain|name"), ("a\tb", "a\\tb"), ("a\u2028b", "a\\u2028b"), ("\u00e9", "\u00e9")],
 )
 def test_printable(name: str, shown: str) -> None:
     assert printable(name) == shown

@@ -30,9 +30,13 @@ def arguments(fake: Any, request: pytest.FixtureRequest) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "how", [[], ["--threads", "1"], ["--threads", "2"], ["--batch-tokens", "1"], ["--batch-tokens", "700"]], ids=" ".join
+    "how",
+    [[], ["--threads", "1"], ["--threads", "2"], ["--batch-tokens", "1"], ["--batch-tokens", "700"]],
+    ids=" ".join,
 )
-@pytest.mark.parametrize(("name", "arguments"), [(name, name) for name in CASES], indirect=["arguments"], ids=list(CASES))
+@pytest.mark.parametrize(
+    ("name", "arguments"), [(name, name) for name in CASES], indirect=["arguments"], ids=list(CASES)
+)
 def test_golden(golden: Callable[..., None], name: str, arguments: list[str], how: list[str]) -> None:
     golden(name, "classify", *arguments, *how)
 

@@ -22,14 +22,15 @@ from mamba_seq.pipelines.cli._shell import Settings
 
 COMMANDS = ["classify", "evaluate", "train", "zoo", "convert", "info"]
 COMMON = ["--quiet", "--verbose", "--seed", "--device", "--threads", "--debug", "--version", "--help"]
+READING = ["--strand", "--context", "--stride", "--max-windows", "--batch-tokens"]
 # a frozen list: an option that is new, renamed or gone is a change that users see, and belongs in the changelog
 OPTIONS = {
     (): [],
     ("classify",): [
-        *["--model", "--output", "--format", "--min-probability", "--strand", "--context", "--stride", "--max-windows"],
-        *["--min-length", "--strict", "--batch-tokens"],
+        *["--model", "--output", "--format", "--min-probability", *READING, "--min-length", "--strict"],
     ],
-    ("train",): ["--output"],
+    ("evaluate",): ["--model", "--output", "--format", "--lengths", "--per-class", "--splits", *READING],
+    ("train",): ["--output", "--force", "--max-minutes"],
     ("zoo",): [],
     ("zoo", "list"): [],
     ("zoo", "show"): ["--json"],
@@ -40,7 +41,9 @@ OPTIONS = {
 
 
 def own_process(code: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, **options
+    )
 
 
 @pytest.mark.parametrize("path", list(OPTIONS), ids=" ".join)
@@ -232,7 +235,9 @@ def test_closed_pipe_of_a_short_text_is_silent() -> None:
 def test_full_standard_output_is_an_error() -> None:
     code = "import sys; from mamba_seq.pipelines.cli import main; sys.exit(main(sys.argv[1:]))"
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([sys.executable, "-c", code, "--version"], stdout=full, stderr=subprocess.PIPE, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", code, "--version"], stdout=full, stderr=subprocess.PIPE, timeout=60
+        )
     assert (done.returncode, done.stderr) == (1, b"mamba-seq: error: No space left on device\n")
 
 

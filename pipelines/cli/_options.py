@@ -1,0 +1,61 @@
+"""Options that several commands share, so that they have one name, one default and one text."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+DEFAULT_MODEL = "mamba-dna.bacteria11"
+_AT_LEAST_1 = click.IntRange(min=1)
+
+
+def model_option(function: Callable[..., None]) -> Callable[..., None]:
+    """Add `-m`, the model."""
+    return click.option(
+        "-m",
+        "--model",
+        metavar="MODEL",
+        default=DEFAULT_MODEL,
+        show_default=True,
+        help="A zoo name (see 'mamba-seq zoo list'), the folder of a saved model, or a Hugging Face hub id.",
+    )(function)
+
+
+def reading_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add what decides how a sequence is read: strand, context, stride, max_windows and batch_tokens."""
+    options: list[Any] = [
+        click.option(
+            "--strand",
+            type=click.Choice(["both", "forward"]),
+            default="both",
+            show_default=True,
+            help="Average over both strands, or read the given one.",
+        ),
+        click.option("--context", metavar="N", type=_AT_LEAST_1, help="Bases of a window. Default: the model's."),
+        click.option("--stride", metavar="N", type=_AT_LEAST_1, help="From window to window. Default: the context."),
+        click.option(
+            "--max-windows",
+            metavar="N",
+            type=click.IntRange(min=0),
+            default=32,
+            show_default=True,
+            help="Most windows of a record, evenly spaced; 0 takes all.",
+        ),
+        click.option(
+            "--batch-tokens",
+            metavar="N",
+            type=_AT_LEAST_1,
+            help="Bases that go through the model at once; less takes less memory. Default: 65,536, on GPUs 262,144.",
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def window_length(asked: int | None, model: str, of_model: int | None) -> int:
+    """Return the context: what was asked for, or what the model was trained with."""
+    context = asked or of_model
+    if context is None:
+        raise click.UsageError(f"model {model} names no context; give one with --context.")
+    return context
