@@ -47,9 +47,9 @@ class GenomeDataConfig:
     regions: int = 1
     """With the split by region, how many regions of a genome each of the two parts is cut into."""
     test_records: list[str] = field(default_factory=list)
-    """With the split by record, names or patterns of records or files for the test, such as *_chrIV."""
+    """With the split by record, names or patterns of records or files, such as *_chrIV; then not test_fraction."""
     validation_records: list[str] = field(default_factory=list)
-    """With the split by record, names or patterns of records or files for validation."""
+    """The same for validation."""
     draw: Draw = "length"
     """Within a class, draw windows by length (every place equally likely) or uniform over records."""
     max_n_fraction: float = 0.2

@@ -4,9 +4,12 @@ FASTA files, plain or compressed, are read into memory as one byte a base as lon
 shared with forked workers. Larger collections are read from disk through pyfaidx, which needs plain or BGZF files.
 """
 
+import bisect
 import hashlib
 import logging
+import math
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyfaidx
+from Bio.bgzf import make_virtual_offset
 
 from mamba_seq.data_prep.alphabet import DNA, INVALID, Codes
 from mamba_seq.data_prep.compression import open_input
@@ -160,29 +164,45 @@ class _MemoryStore:
 
 
 class _DiskStore:
-    """A file indexed by pyfaidx, opened once in every process: forked workers must not share a file position."""
+    """A file with pyfaidx's indexes, opened once in every process: forked workers must not share a file position.
+
+    The bytes are read here: pyfaidx 0.9.2 fails for a stretch that begins where a BGZF block does.
+    """
 
     def __init__(self, path: Path, index_folder: Path) -> None:
         self._path = path
         self._index_folder = index_folder
         self._open: tuple[int, Any] | None = None
-        self._lengths = [(name, entry.rlen) for name, entry in self._faidx().index.items()]
+        faidx = self._faidx()
+        self._names = list(faidx.index)
+        self._index = list(faidx.index.values())
+        self._blocks = [(block.ustart, block.cstart) for block in faidx.gzi_index] if faidx._bgzf else []
 
     @property
     def lengths(self) -> Sequence[tuple[str, int]]:
-        return self._lengths
+        return [(name, entry.rlen) for name, entry in zip(self._names, self._index, strict=True)]
 
     def fetch(self, record: int, start: int, end: int) -> Codes:
-        name = self._lengths[record][0]
         if start == end:
             return np.empty(0, dtype=np.uint8)
-        codes = DNA.encode(self._faidx().from_file(name, start + 1, end))
-        if INVALID in codes:
+        entry = self._index[record]
+        first, last = (entry.offset + base // entry.lenc * entry.lenb + base % entry.lenc for base in (start, end - 1))
+        text = self._read(first, last + 1 - first).translate(DNA.table, b"\r\n")
+        if INVALID in text:
             raise BadRecord(
-                f"{self._path}: record {name!r} has letters that no DNA code has between {start + 1} and {end}; "
-                "remove or correct the record"
+                f"{self._path}: record {self._names[record]!r} has letters that no DNA code has between {start + 1} "
+                f"and {end}; remove or correct the record"
             )
-        return codes
+        return np.frombuffer(text, dtype=np.uint8)
+
+    def _read(self, at: int, n: int) -> bytes:
+        file = self._faidx().file
+        if self._blocks:
+            uncompressed, compressed = self._blocks[bisect.bisect_right(self._blocks, (at, math.inf)) - 1]
+            file.seek(make_virtual_offset(compressed, at - uncompressed))
+        else:
+            file.seek(at)
+        return file.read(n)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": None}
@@ -198,17 +218,20 @@ def _open_indexed(path: Path, index_folder: Path) -> Any:
     state = path.stat()
     key = hashlib.sha256(f"{path.resolve()} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:16]
     index_folder.mkdir(parents=True, exist_ok=True)
-    stem = index_folder / f"{path.name}.{key}"
     with open_input(path) as stream:
         stream.read(1)  # our own message for what is empty or no file at all
+    _check_random_access(path)
+    names = [index_folder / f"{path.name}.{key}{suffix}" for suffix in (".fai", ".gzi")]
     try:
-        return pyfaidx.Faidx(str(path), indexname=f"{stem}.fai", gzi_indexname=f"{stem}.gzi", as_raw=True)
-    except pyfaidx.UnsupportedCompressionFormat as error:
-        raise NotIndexable(
-            f"{path} is compressed, but not with bgzip, so it cannot be read at random places; "
-            f"gunzip it, or compress it with bgzip instead (gunzip {path.name}; bgzip {path.stem}), "
-            'or read it into memory (cache: "memory")'
-        ) from error
+        if not all(name.exists() for name in names if name.suffix == ".fai" or path.suffix in (".gz", ".bgz")):
+            # made apart and moved, because several processes may come here at once
+            with tempfile.TemporaryDirectory(dir=index_folder) as folder:
+                made = [Path(folder) / name.name for name in names]
+                pyfaidx.Faidx(str(path), indexname=str(made[0]), gzi_indexname=str(made[1])).close()
+                for old, new in zip(made, names, strict=True):
+                    if old.exists():
+                        old.replace(new)
+        return pyfaidx.Faidx(str(path), indexname=str(names[0]), gzi_indexname=str(names[1]))
     except pyfaidx.FastaIndexingError as error:
         raise NotIndexable(
             f"{path} cannot be indexed: {error}; give all its sequence lines one length (seqkit seq -w 80)"
@@ -217,6 +240,25 @@ def _open_indexed(path: Path, index_folder: Path) -> Any:
         raise NotIndexable(f"{path} cannot be indexed: {error}; give every record a name of its own") from error
     except OSError as error:
         raise TruncatedFile(f"{path} cannot be indexed: {error}; copy or download the file again") from error
+
+
+def _check_random_access(path: Path) -> None:
+    """Pyfaidx goes by the name of a file; see that the content agrees."""
+    with path.open("rb") as file:
+        head = file.read(18)
+    # RFC 1952 and the SAM specification, 4.1: a gzip member whose extra field is BC and 2 bytes long
+    is_bgzf = head[:4] == b"\x1f\x8b\x08\x04" and head[12:16] == b"BC\x02\x00"
+    is_plain = head[:1] in (b">", b";") or not head.strip()
+    named_bgzf = path.name.lower().endswith((".gz", ".bgz"))
+    if not is_bgzf and not is_plain:
+        raise NotIndexable(
+            f"{path} is compressed, but not with bgzip, so it cannot be read at random places; decompress it, or "
+            f"compress it with bgzip instead (gunzip {path.name}; bgzip {path.stem}), or read genomes into memory "
+            '(cache: "memory")'
+        )
+    if is_bgzf != named_bgzf:
+        what, expected = ("bgzip data", "should end in .gz") if is_bgzf else ("plain text", "should not end in .gz")
+        raise NotIndexable(f"{path} holds {what}, so its name {expected} for reading at random places; rename it")
 
 
 def _check_names(path: Path, names: list[str]) -> None:

@@ -167,21 +167,23 @@ def split_by_record(
     validation_fraction: float = 0.0,
     seed: int = 0,
 ) -> Splits:
-    """Hold whole records out: those that patterns name, and then a fraction of the bases of each class.
+    """Hold whole records out: those that patterns name, or where none do, a fraction of the bases of each class.
 
     Args:
         records: The genomes.
         test_records: Patterns such as "NC_000913.3", "*_chrIV" or "escherichia_coli/*.fna.gz", matched with the
             record's name and with its file.
         validation_records: The same for validation.
-        test_fraction: Part of each class's bases, in records drawn by seed.
-        validation_fraction: Part of each class's bases, in records drawn by seed.
+        test_fraction: Part of each class's bases, in records drawn by seed, when there are no test_records.
+        validation_fraction: The same for validation.
         seed: Chooses the records.
 
     Raises:
         TooFewData: A pattern matches nothing.
     """
     _check_fractions(test_fraction, validation_fraction)
+    test_part = 0.0 if test_records else test_fraction
+    validation_part = 0.0 if validation_records else validation_fraction
     patterns: dict[Split, Sequence[str]] = {"test": test_records, "validation": validation_records}
     for pattern in [*test_records, *validation_records]:
         if not any(_matches(record, pattern) for record in records):
@@ -200,7 +202,7 @@ def split_by_record(
     for label, its_records in rest.items():
         rng = np.random.default_rng((seed, zlib.crc32(label.encode())))
         total = sum(record.length for record in its_records)
-        intervals += _whole_records(its_records, test_fraction * total, validation_fraction * total, rng)
+        intervals += _whole_records(its_records, test_part * total, validation_part * total, rng)
     return Splits(tuple(sorted(intervals)))
 
 
