@@ -7,24 +7,32 @@ Triton is kept from assuming alignment for them (`do_not_specialize_on_alignment
 and a quarter of the states, and a conversion of the state tile through shared memory at every step.
 
 Time advances by groups of STEPS, whose loads go out together and whose step sizes and gates are computed side by side:
-only the multiply-adds of the state depend on the step before. A chunk's last steps go one by one.
+only the multiply-adds of the state depend on the step before. A chunk's last steps go one by one. Offsets inside a chunk
+are 32 bits wide, those of chunks and batch items 64.
 """
+# Triton's language has tuples, but no unpacking into one, and its interpreter cannot count a `for` over a loaded bound
+# ruff: noqa: RUF005, SIM113
 
 import triton
 import triton.language as tl
 
 from mamba_seq.kernels.selective_scan._triton_math import (
     LOG2E,
+    device_function,
     exp2,
     load_projection,
     load_tile,
+    locate,
     sigmoid,
     step_size,
     store_tile,
 )
 
+SIZES = ["length", "channels", "chunk", "n_chunks", "kept_every"]
+STRIDES = ["u_batch", "u_row", "delta_batch", "delta_row", "z_batch", "z_row"]
 
-@triton.jit(do_not_specialize_on_alignment=["u", "delta", "A", "states", "sums"])
+
+@triton.jit(do_not_specialize=SIZES + STRIDES, do_not_specialize_on_alignment=["u", "delta", "A", "states", "sums"])
 def chunk_summaries(
     u,
     delta,
@@ -47,10 +55,9 @@ def chunk_summaries(
     SOFTPLUS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     STEPS: tl.constexpr,
-    APPROXIMATE: tl.constexpr,
 ):
-    # sums (B, chunks, D) <- sum of the step sizes; states (B, chunks + 1, N, D)[:, c + 1] <- end state from a zero start
-    batch, c, d, d_row = locate(n_chunks, channels, BLOCK_D)
+    # sums (B, chunks, D) <- sum of step sizes; states (B, chunks + 1, N, D)[:, c + 1] <- end state from a zero start
+    batch, c, d, d_row = locate(tl.program_id(0), n_chunks, channels, BLOCK_D)
     a2 = load_tile(A, d, channels, N, N_PADDED) * LOG2E
     step_bias = 0.0
     if HAS_BIAS:
@@ -66,36 +73,19 @@ def chunk_summaries(
     total = tl.zeros([BLOCK_D], tl.float32)
     t = 0
     while t < full:
-        h, total = summarise(
-            t,
-            h,
-            total,
-            u,
-            delta,
-            a2,
-            B,
-            step_bias,
-            u_row,
-            delta_row,
-            N,
-            N_PADDED,
-            HAS_BIAS,
-            SOFTPLUS,
-            STEPS,
-            APPROXIMATE,
-        )
+        h, total = advance(
+            t, h, total, u, delta, a2, B, step_bias, u_row, delta_row, N, N_PADDED, SOFTPLUS, STEPS
+        )  # fmt: skip
         t += STEPS
     while t < steps:
-        h, total = summarise(
-            t, h, total, u, delta, a2, B, step_bias, u_row, delta_row, N, N_PADDED, HAS_BIAS, SOFTPLUS, 1, APPROXIMATE
-        )
+        h, total = advance(t, h, total, u, delta, a2, B, step_bias, u_row, delta_row, N, N_PADDED, SOFTPLUS, 1)
         t += 1
     tl.store(sums + (batch * n_chunks + c) * channels + d, total, mask=d < channels)
     store_tile(states + (batch * (n_chunks + 1) + c + 1) * N * channels, h, d, channels, N, N_PADDED)
 
 
-@triton.jit
-def summarise(
+@device_function
+def advance(
     t,
     h,
     total,
@@ -108,27 +98,26 @@ def summarise(
     delta_row,
     N: tl.constexpr,
     N_PADDED: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     STEPS: tl.constexpr,
-    APPROXIMATE: tl.constexpr,
 ):
-    dts = ()
-    inputs = ()
+    # the state, and the sum of step sizes, STEPS steps later
+    raws = ()
+    xs = ()
     for i in tl.static_range(STEPS):
-        raw = tl.load(delta + (t + i) * delta_row).to(tl.float32)
-        x = tl.load(u + (t + i) * u_row).to(tl.float32)
-        dt = step_size(raw, step_bias, HAS_BIAS, SOFTPLUS, APPROXIMATE)
-        dts = dts + (dt,)
-        inputs = inputs + (dt * x,)
+        raws = raws + (tl.load(delta + (t + i) * delta_row),)
+        xs = xs + (tl.load(u + (t + i) * u_row),)
+    dts = ()
+    for i in tl.static_range(STEPS):
+        dts = dts + (step_size(raws[i].to(tl.float32) + step_bias, SOFTPLUS),)
     for i in tl.static_range(STEPS):
         b = load_projection(B + (t + i) * N, N, N_PADDED)
-        h = exp2(dts[i][None, :] * a2, APPROXIMATE) * h + inputs[i][None, :] * b[:, None]
+        h = exp2(dts[i][None, :] * a2) * h + (dts[i] * xs[i].to(tl.float32))[None, :] * b[:, None]
         total += dts[i]
     return h, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def pass_states(
     states,
     sums,
@@ -141,24 +130,24 @@ def pass_states(
     REVERSE: tl.constexpr,
     BLOCK: tl.constexpr,
     UNROLL: tl.constexpr,
-    APPROXIMATE: tl.constexpr,
 ):
-    # states (B, chunks + 1, N, D): what chunks add becomes what holds between them, in place. Forwards, entry c + 1 is the
-    # state after chunk c; in reverse, entry c is the gradient of the state before chunk c. `initial` (B, N, D) goes first.
+    # states (B, chunks + 1, N, D), in place: what every chunk adds becomes what holds between chunks. Forwards, entry
+    # c + 1 is the state after chunk c; in reverse, entry c is the gradient of the state before chunk c. `initial`
+    # (B, N, D) goes in first.
     size = N * channels
-    blocks = tl.cdiv(size, BLOCK)
+    blocks = (size + BLOCK - 1) // BLOCK
     batch = (tl.program_id(0) // blocks).to(tl.int64)
     e = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     inside = e < size
     a2 = tl.load(A + e, mask=inside, other=0.0) * LOG2E
-    # walk upwards from the first entry or downwards from the last
-    edge = 0
-    after = 1
     if REVERSE:
-        edge = n_chunks
-        after = -1
-    states += (batch * (n_chunks + 1) + edge) * size + e
-    sums += (batch * n_chunks + tl.maximum(edge - 1, 0)) * channels + e % channels
+        states += (batch * (n_chunks + 1) + n_chunks) * size + e
+        sums += (batch * n_chunks + n_chunks - 1) * channels + e % channels
+        towards = -1
+    else:
+        states += batch * (n_chunks + 1) * size + e
+        sums += batch * n_chunks * channels + e % channels
+        towards = 1
 
     h = tl.zeros([BLOCK], tl.float32)
     if HAS_INITIAL:
@@ -170,21 +159,24 @@ def pass_states(
         decays = ()
         added = ()
         for i in tl.static_range(UNROLL):
-            k = (first + i).to(tl.int64) * after
+            k = (first + i).to(tl.int64) * towards
             here = inside & (first + i < n_chunks)
-            decays = decays + (exp2(tl.load(sums + k * channels, mask=here, other=0.0) * a2, APPROXIMATE),)
-            added = added + (tl.load(states + (k + after) * size, mask=here, other=0.0),)
+            decays = decays + (exp2(tl.load(sums + k * channels, mask=here, other=0.0) * a2),)
+            added = added + (tl.load(states + (k + towards) * size, mask=here, other=0.0),)
         for i in tl.static_range(UNROLL):
-            k = (first + i).to(tl.int64) * after
+            k = (first + i).to(tl.int64) * towards
             h = decays[i] * h + added[i]
-            tl.store(states + (k + after) * size, h, mask=inside & (first + i < n_chunks))
+            tl.store(states + (k + towards) * size, h, mask=inside & (first + i < n_chunks))
         first += UNROLL
 
 
-@triton.jit(do_not_specialize_on_alignment=["u", "delta", "z", "y", "A", "states"])
+@triton.jit(
+    do_not_specialize=SIZES + STRIDES, do_not_specialize_on_alignment=["u", "delta", "z", "y", "A", "states", "kept"]
+)
 def outputs(
     y,
     states,
+    kept,
     u,
     delta,
     A,
@@ -203,20 +195,21 @@ def outputs(
     channels,
     chunk,
     n_chunks,
-    chunks_a_program,
+    kept_every,
     N: tl.constexpr,
     N_PADDED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
     HAS_D: tl.constexpr,
     HAS_Z: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
-    STORE_STATES: tl.constexpr,
+    KEEP: tl.constexpr,
+    STORE_END: tl.constexpr,
     BLOCK_D: tl.constexpr,
     STEPS: tl.constexpr,
-    APPROXIMATE: tl.constexpr,
 ):
-    # y of one chunk, from the state before it; or of several chunks one after another, storing the state after each
-    batch, part, d, d_row = locate(tl.cdiv(n_chunks, chunks_a_program), channels, BLOCK_D)
+    # y (B, L, D) of one chunk, from the state before it, states (B, chunks + 1, N, D)[:, c]; on the way the state is kept
+    # for the backward pass every kept_every steps, kept (B, ceil(L / kept_every), N, D)
+    batch, c, d, d_row = locate(tl.program_id(0), n_chunks, channels, BLOCK_D)
     a2 = load_tile(A, d, channels, N, N_PADDED) * LOG2E
     step_bias = 0.0
     if HAS_BIAS:
@@ -224,44 +217,45 @@ def outputs(
     skip = 0.0
     if HAS_D:
         skip = tl.load(D + d_row)
-
-    first_chunk = part * chunks_a_program
-    states += (batch * (n_chunks + 1) + first_chunk) * N * channels
+    states += (batch * (n_chunks + 1) + c) * N * channels
     h = load_tile(states, d, channels, N, N_PADDED)
-    c = first_chunk
-    while c < tl.minimum(first_chunk + chunks_a_program, n_chunks):
-        start = c * chunk
-        steps = tl.minimum(chunk, length - start)
-        full = steps // STEPS * STEPS
-        start64 = start.to(tl.int64)
-        u_here = u + batch * u_batch + start64 * u_row + d_row
-        delta_here = delta + batch * delta_batch + start64 * delta_row + d_row
+
+    start = c * chunk
+    end = tl.minimum(start + chunk, length)
+    while start < end:
+        row = start.to(tl.int64)
+        if KEEP:
+            slot = batch * ((length + kept_every - 1) // kept_every) + start // kept_every
+            store_tile(kept + slot * N * channels, h, d, channels, N, N_PADDED)
+        u_here = u + batch * u_batch + row * u_row + d_row
+        delta_here = delta + batch * delta_batch + row * delta_row + d_row
         z_here = z
         if HAS_Z:
-            z_here = z + batch * z_batch + start64 * z_row + d_row
-        y_here = y + (batch * length + start64) * channels + d
-        B_here = B + (batch * length + start64) * N
-        C_here = C + (batch * length + start64) * N
+            z_here = z + batch * z_batch + row * z_row + d_row
+        y_here = y + (batch * length + row) * channels + d
+        B_here = B + (batch * length + row) * N
+        C_here = C + (batch * length + row) * N
+        steps = tl.minimum(kept_every, end - start)
+        full = steps // STEPS * STEPS
         t = 0
         while t < full:
             h = output_group(
-                t, h, y_here, u_here, delta_here, a2, B_here, C_here, skip, z_here, step_bias, u_row, delta_row, z_row,
-                channels, d < channels, N, N_PADDED, HAS_D, HAS_Z, HAS_BIAS, SOFTPLUS, STEPS, APPROXIMATE,
+                t, h, y_here, u_here, delta_here, a2, B_here, C_here, skip, z_here, step_bias,
+                u_row, delta_row, z_row, channels, d < channels, N, N_PADDED, HAS_D, HAS_Z, SOFTPLUS, STEPS,
             )  # fmt: skip
             t += STEPS
         while t < steps:
             h = output_group(
-                t, h, y_here, u_here, delta_here, a2, B_here, C_here, skip, z_here, step_bias, u_row, delta_row, z_row,
-                channels, d < channels, N, N_PADDED, HAS_D, HAS_Z, HAS_BIAS, SOFTPLUS, 1, APPROXIMATE,
+                t, h, y_here, u_here, delta_here, a2, B_here, C_here, skip, z_here, step_bias,
+                u_row, delta_row, z_row, channels, d < channels, N, N_PADDED, HAS_D, HAS_Z, SOFTPLUS, 1,
             )  # fmt: skip
             t += 1
-        if STORE_STATES:
-            states += N * channels
-            store_tile(states, h, d, channels, N, N_PADDED)
-        c += 1
+        start += steps
+    if STORE_END:
+        store_tile(states + N * channels, h, d, channels, N, N_PADDED)
 
 
-@triton.jit
+@device_function
 def output_group(
     t,
     h,
@@ -283,10 +277,8 @@ def output_group(
     N_PADDED: tl.constexpr,
     HAS_D: tl.constexpr,
     HAS_Z: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     STEPS: tl.constexpr,
-    APPROXIMATE: tl.constexpr,
 ):
     raws = ()
     xs = ()
@@ -297,15 +289,12 @@ def output_group(
         if HAS_Z:
             gates = gates + (tl.load(z + (t + i) * z_row),)
     dts = ()
-    inputs = ()
     for i in tl.static_range(STEPS):
-        dt = step_size(raws[i].to(tl.float32), step_bias, HAS_BIAS, SOFTPLUS, APPROXIMATE)
-        dts = dts + (dt,)
-        inputs = inputs + (dt * xs[i].to(tl.float32),)
+        dts = dts + (step_size(raws[i].to(tl.float32) + step_bias, SOFTPLUS),)
     ys = ()
     for i in tl.static_range(STEPS):
         b = load_projection(B + (t + i) * N, N, N_PADDED)
-        h = exp2(dts[i][None, :] * a2, APPROXIMATE) * h + inputs[i][None, :] * b[:, None]
+        h = exp2(dts[i][None, :] * a2) * h + (dts[i] * xs[i].to(tl.float32))[None, :] * b[:, None]
         c = load_projection(C + (t + i) * N, N, N_PADDED)
         ys = ys + (tl.sum(h * c[:, None], axis=0),)
     for i in tl.static_range(STEPS):
@@ -314,18 +303,6 @@ def output_group(
             value += skip * xs[i].to(tl.float32)
         if HAS_Z:
             gate = gates[i].to(tl.float32)
-            value *= gate * sigmoid(gate, APPROXIMATE)
+            value *= gate * sigmoid(gate)
         tl.store(y + (t + i) * y_row, value.to(y.dtype.element_ty), mask=inside)
     return h
-
-
-@triton.jit
-def locate(parts, channels, BLOCK_D: tl.constexpr):
-    # program -> batch item (int64: it multiplies strides), part of the sequence, channels, and channels clamped for loads
-    # of rows, which then need no mask; neighbours share the rows of B and C
-    blocks = tl.cdiv(channels, BLOCK_D)
-    program = tl.program_id(0)
-    d = (program % blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
-    part = (program // blocks) % parts
-    batch = (program // (blocks * parts)).to(tl.int64)
-    return batch, part, d, tl.minimum(d, channels - 1)

@@ -1,42 +1,46 @@
-"""What every Triton kernel of the scan shares: exponentials, softplus, the gate, and loading rows.
+"""What the Triton kernels of the scan share: exponentials, softplus, the gate, tiles of states, sums over lanes.
 
-APPROXIMATE is a compile-time switch: on the GPU exponential and reciprocal are single instructions of the special-function
-unit (2 units in the last place, denormals flushed to zero), written as inline assembly since `tl.exp2` and a division each
-cost several; in Triton's interpreter, which knows no assembly, they are the plain operations.
+On the GPU, exponential and reciprocal are single instructions of the special-function unit (2 units in the last place,
+denormals flushed to zero), written as inline assembly since `tl.exp2` and a division cost several each. Triton's
+interpreter knows no assembly; there they are the plain operations. That is all that differs between the two.
 """
 
 import triton
 import triton.language as tl
 
+from mamba_seq.kernels._dispatch import triton_interpreted
+
+APPROXIMATE = tl.constexpr(not triton_interpreted())
 LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+LANES = tl.constexpr(32)
+
+# the interpreter sets itself up anew at every call of a jitted function, 2 ms each; a plain function runs in the caller's
+device_function = (lambda function: function) if triton_interpreted() else triton.jit
 
 
-@triton.jit
-def exp2(x, APPROXIMATE: tl.constexpr):
+@device_function
+def exp2(x):
     if APPROXIMATE:
-        return tl.inline_asm_elementwise(
-            "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
+        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
     else:
         return tl.exp2(x)
 
 
-@triton.jit
-def reciprocal(x, APPROXIMATE: tl.constexpr):
+@device_function
+def reciprocal(x):
     if APPROXIMATE:
-        return tl.inline_asm_elementwise(
-            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
+        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
     else:
         return 1.0 / x
 
 
-@triton.jit
-def softplus(x, APPROXIMATE: tl.constexpr):
+@device_function
+def softplus(x):
     # max(x, 0) + log1p(e), e = exp(-|x|): log1p(e) = 2 atanh(s), s = e / (2 + e), and s <= 1/3, so that a polynomial of
     # degree 4 in s^2 (minimax, relative error 4e-9) is exact to rounding; log(1 + e) would lose small steps entirely
-    e = exp2(-tl.abs(x) * LOG2E, APPROXIMATE)
-    s = e * reciprocal(2.0 + e, APPROXIMATE)
+    e = exp2(-tl.abs(x) * LOG2E)
+    s = e * reciprocal(2.0 + e)
     q = s * s
     p = 0.28191546 * q + 0.27957666
     p = p * q + 0.40025115
@@ -45,22 +49,33 @@ def softplus(x, APPROXIMATE: tl.constexpr):
     return tl.maximum(x, 0.0) + s * p
 
 
-@triton.jit
-def sigmoid(x, APPROXIMATE: tl.constexpr):
+@device_function
+def sigmoid(x):
     # exp2 of a large argument is infinite and its reciprocal 0: the limit is right at both ends
-    return reciprocal(1.0 + exp2(-x * LOG2E, APPROXIMATE), APPROXIMATE)
+    return reciprocal(1.0 + exp2(-x * LOG2E))
 
 
-@triton.jit
-def step_size(delta, bias, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, APPROXIMATE: tl.constexpr):
-    if HAS_BIAS:
-        delta = delta + bias
+@device_function
+def step_size(raw, SOFTPLUS: tl.constexpr):
+    # raw is delta with its bias
     if SOFTPLUS:
-        delta = softplus(delta, APPROXIMATE)
-    return delta
+        return softplus(raw)
+    else:
+        return raw
 
 
-@triton.jit
+@device_function
+def locate(program, parts, channels, BLOCK_D: tl.constexpr):
+    # program -> batch item (int64: it multiplies strides), part of the sequence, channels, and channels clamped for loads
+    # of rows, which then need no mask. Neighbours read the same rows of B and C.
+    blocks = (channels + BLOCK_D - 1) // BLOCK_D
+    d = (program % blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
+    part = (program // blocks) % parts
+    batch = (program // (blocks * parts)).to(tl.int64)
+    return batch, part, d, tl.minimum(d, channels - 1)
+
+
+@device_function
 def load_projection(pointer, N: tl.constexpr, N_PADDED: tl.constexpr):
     # the row of B or C at one step, the same for all lanes: float32 and contiguous, so it arrives in 16-byte loads
     n = tl.arange(0, N_PADDED)
@@ -70,7 +85,7 @@ def load_projection(pointer, N: tl.constexpr, N_PADDED: tl.constexpr):
         return tl.load(pointer + n, mask=n < N, other=0.0)
 
 
-@triton.jit
+@device_function
 def load_tile(pointer, d, channels, N: tl.constexpr, N_PADDED: tl.constexpr):
     # a tile (N, BLOCK_D) of A or of a state, both stored with D contiguous; zero outside. The channels must come as they
     # are, not clamped: that they are contiguous is what decides the layout of the tile
@@ -79,8 +94,41 @@ def load_tile(pointer, d, channels, N: tl.constexpr, N_PADDED: tl.constexpr):
     return tl.load(where, mask=(n < N)[:, None] & (d < channels)[None, :], other=0.0)
 
 
-@triton.jit
+@device_function
 def store_tile(pointer, tile, d, channels, N: tl.constexpr, N_PADDED: tl.constexpr):
     n = tl.arange(0, N_PADDED)
     where = pointer + n[:, None] * channels + d[None, :]
     tl.store(where, tile, mask=(n < N)[:, None] & (d < channels)[None, :])
+
+
+@device_function
+def store_sums_over_lanes(pointer, x, y, N_PADDED: tl.constexpr):
+    """Store the sums over lanes of x (N, 32) and y (N, 32) at pointer (2, N).
+
+    Each exchange halves the rows that a lane works on: lanes with the mask's bit keep one half and send the other. That is
+    31 exchanges for 32 rows where a sum a row would take 160. At the end a lane's number says which row it holds.
+    """
+    lane = tl.arange(0, LANES)
+    for k in tl.static_range(5):
+        mask = 16 >> k
+        upper = ((lane & mask) != 0)[None, :]
+        if k == 0:
+            kept = tl.where(upper, y, x)
+            sent = tl.where(upper, x, y)
+        else:
+            if kept.shape[0] > 1:
+                low, high = tl.split(tl.permute(tl.reshape(kept, [2, kept.shape[0] // 2, LANES]), [1, 2, 0]))
+                kept = tl.where(upper, high, low)
+                sent = tl.where(upper, low, high)
+            else:
+                sent = kept
+        kept += tl.gather(sent, tl.broadcast_to((lane ^ mask)[None, :], sent.shape), axis=1)
+    which = lane // 16
+    if N_PADDED >= 16:
+        row = tl.arange(0, N_PADDED // 16)
+        n = (lane % 16)[None, :] * (N_PADDED // 16) + row[:, None]
+        tl.store(pointer + which[None, :] * N_PADDED + n, kept)
+    else:
+        SHARERS: tl.constexpr = 16 // N_PADDED
+        n = ((lane % 16) // SHARERS)[None, :]
+        tl.store(pointer + which[None, :] * N_PADDED + n, kept, mask=(lane % SHARERS == 0)[None, :])

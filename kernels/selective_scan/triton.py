@@ -1,16 +1,16 @@
 """The selective scan on the GPU: a parallel form of the recurrence of `reference.py`, in Triton.
 
 The recurrence is serial over time, and batch times channels often do not fill a GPU: one DNA sequence of a million bases
-has 8 blocks of 32 channels. So the sequence is cut into chunks, and three functions, kept apart, work on them:
+may have 8 blocks of 32 channels. So the sequence is cut into chunks, and three functions, kept apart, work on them:
 
 1. `summarise_chunks`: every chunk by itself, from a zero state: its end state, and the sum of its step sizes;
 2. `pass_summaries`: over the chunks, state_(c+1) = exp(A sum_c) state_c + end_c. The decay over a whole chunk needs no
    product of decays, only the sum of the step sizes, since A is constant over time;
 3. `compute_outputs`: every chunk by itself again, now from the state that truly precedes it.
 
-Every exponential is computed twice in that form, so where batch and channels fill the device on their own, (1) and (2) are
-left out and one program goes through all chunks in order (`Plan`). The backward pass has the same three parts in reverse;
-there, what is passed on is the gradient of the state. Between the passes only the states at chunk starts are kept.
+Every exponential is computed twice in that form, so where batch and channels fill the device on their own, a sequence is
+a single chunk, and (1) and (2) fall away. The backward pass has the same three parts in reverse, where what is passed on
+is the gradient of the state. Between the two passes only a state every KEPT_EVERY steps is kept.
 
 Sums over channels (dB, dC) are partial sums per block of channels, and sums over time (dA, dD, ddelta_bias) are partial
 sums per program, each added up afterwards in a fixed order: no atomics, the same bits at every run.
@@ -24,43 +24,13 @@ import triton
 from torch import Tensor
 
 from mamba_seq.kernels._dispatch import triton_interpreted
-from mamba_seq.kernels.selective_scan import _triton_forward, _triton_step
+from mamba_seq.kernels.selective_scan import _triton_backward, _triton_forward, _triton_step
 
 BLOCK_D = 32  # channels of a program: one warp, one channel a lane
 STEPS = 4  # time steps whose loads and step sizes are computed together
-
-
-class Plan(NamedTuple):
-    """How a scan is cut."""
-
-    chunk: int
-    """Time steps of a chunk."""
-    n_chunks: int
-    serial: bool
-    """One program goes through all chunks of a sequence, instead of one program a chunk."""
-
-    @property
-    def chunks_a_program(self) -> int:
-        """Chunks that one program of the last phase goes through."""
-        return self.n_chunks if self.serial else 1
-
-
-def plan(shape: torch.Size, device: torch.device) -> Plan:
-    """Cut (B, L, D) so that programs fill the device about once, and chunks stay long enough to be worth their states."""
-    B, L, D = shape
-    rows = B * triton.cdiv(D, BLOCK_D)
-    multiprocessors = multiprocessor_count(device)
-    serial = rows >= 9 * multiprocessors  # fewer leave a lone warp waiting for itself; measured on an H200
-    shortest, longest = (32, 32) if triton_interpreted() else (128, 2048)
-    wanted = rows * L // (32 * multiprocessors)
-    chunk = min(max(triton.next_power_of_2(max(wanted, 1)), shortest), longest)
-    return Plan(chunk, triton.cdiv(L, chunk), serial)
-
-
-@functools.cache
-def multiprocessor_count(device: torch.device) -> int:
-    """Return how many multiprocessors a device has; the interpreter counts as a small one."""
-    return 1 if device.type != "cuda" else torch.cuda.get_device_properties(device).multi_processor_count
+BACKWARD_STEPS = 2  # and whose states the backward pass holds in registers
+KEPT_EVERY = 128  # time steps between the states that the backward pass starts from
+MOST_PROGRAMS = 8192  # of the gradients at a time; each has scratch memory for the states of one stretch
 
 
 def forward(
@@ -76,20 +46,60 @@ def forward(
     initial_state: Tensor | None,
     keep_for_backward: bool,
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Run the scan; arguments, shapes and results as `function.py` says. Saved: states (B, chunks + 1, N, D)."""
+    """Run the scan; arguments, shapes and results as `function.py` says. Saved: states (B, ceil(L / kept_every), N, D)."""
     inputs = Inputs.prepare(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     cut = plan(u.shape, u.device)
     first = None if initial_state is None else initial_state.transpose(1, 2).contiguous()
     with torch.cuda.device_of(u):
-        if cut.serial:
-            states = u.new_empty((u.shape[0], cut.n_chunks + 1, A.shape[1], u.shape[2]), dtype=torch.float32)
-            states[:, 0] = 0.0 if first is None else first
-        else:
+        if cut.n_chunks > 1:
             sums, states = summarise_chunks(inputs, cut)
             pass_summaries(states, sums, inputs.A, first, reverse=False)
-        y = compute_outputs(inputs, states, cut)
-    final_state = states[:, -1].transpose(1, 2).contiguous()
-    return y, final_state, (states,) if keep_for_backward else ()
+        else:
+            states = inputs.between_chunks(cut)
+            states[:, 0] = 0.0 if first is None else first
+        y, kept = compute_outputs(inputs, states, cut, keep_for_backward)
+    return y, states[:, -1].transpose(1, 2).contiguous(), kept
+
+
+def backward(
+    dy: Tensor,
+    dfinal_state: Tensor | None,
+    saved: tuple[Tensor, ...],
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of u, delta, A, B, C, D, z, delta_bias and initial_state; None for an input that was None."""
+    inputs = Inputs.prepare(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    cut = plan(u.shape, u.device)
+    dy = rows(dy)
+    last = None if dfinal_state is None else dfinal_state.transpose(1, 2).contiguous()
+    with torch.cuda.device_of(u):
+        if cut.n_chunks > 1:
+            sums, adjoints = summarise_adjoints(dy, inputs, cut)
+            pass_summaries(adjoints, sums, inputs.A, last, reverse=True)
+        else:
+            adjoints = inputs.between_chunks(cut)
+            adjoints[:, -1] = 0.0 if last is None else last
+        du, ddelta, dz, dA, dBC, dD, dbias = compute_gradients(dy, inputs, saved[0], adjoints, cut)
+    return (
+        du,
+        ddelta,
+        dA.t().contiguous(),
+        dBC[:, :, 0].to(B.dtype, memory_format=torch.contiguous_format),
+        dBC[:, :, 1].to(C.dtype, memory_format=torch.contiguous_format),
+        dD,
+        dz,
+        dbias,
+        None if initial_state is None else adjoints[:, 0].transpose(1, 2).contiguous(),
+    )
 
 
 def selective_state_update(
@@ -115,16 +125,43 @@ def selective_state_update(
             *state.stride(), *u.stride(), *delta.stride(), *A.stride(), *B.stride(), *C.stride(),
             *((0, 0) if z is None else z.stride()), channels,
             N=N, N_PADDED=triton.next_power_of_2(N), HAS_D=D is not None, HAS_Z=z is not None,
-            HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, BLOCK_D=block,
-            APPROXIMATE=not triton_interpreted(), num_warps=2,
+            HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, BLOCK_D=block, num_warps=2,
         )  # fmt: skip
     return y
+
+
+class Plan(NamedTuple):
+    """How a scan is cut: `n_chunks` of `chunk` time steps, a program each; the state is kept every `kept_every`."""
+
+    chunk: int
+    n_chunks: int
+    kept_every: int
+
+
+def plan(shape: torch.Size, device: torch.device) -> Plan:
+    """Cut (B, L, D) so that programs fill the device, with chunks long enough to be worth their summaries."""
+    B, L, D = shape
+    sequences = B * triton.cdiv(D, BLOCK_D)
+    multiprocessors = multiprocessor_count(device)
+    kept_every, longest = (16, 32) if triton_interpreted() else (KEPT_EVERY, 2048)
+    # with 9 warps or more on every multiprocessor the exponentials of one pass already keep it busy
+    if sequences >= 9 * multiprocessors or kept_every >= L:
+        return Plan(L, 1, kept_every)
+    wanted = sequences * L // (48 * multiprocessors)
+    chunk = min(max(2 ** (max(wanted, 1).bit_length() - 1), kept_every), longest)
+    return Plan(chunk, triton.cdiv(L, chunk), kept_every)
+
+
+@functools.cache
+def multiprocessor_count(device: torch.device) -> int:
+    """Return how many multiprocessors a device has; the interpreter counts as one."""
+    return 1 if device.type != "cuda" else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 class Inputs(NamedTuple):
     """A scan's inputs as the kernels want them: channels with unit stride, A as (N, D), B and C float32 and contiguous.
 
-    B and C are read by every lane of every block of channels; one conversion here is cheaper than one in each of them.
+    B and C are read by every block of channels; one conversion here is cheaper than one in each of them.
     """
 
     u: Tensor
@@ -163,7 +200,16 @@ class Inputs(NamedTuple):
             delta_softplus,
         )
 
-    def switches(self) -> dict[str, int | bool]:
+    def between_chunks(self, cut: Plan) -> Tensor:
+        """Return room for the states, or their gradients, before, between and after chunks: (B, chunks + 1, N, D)."""
+        B, _, D = self.u.shape
+        return self.u.new_empty((B, cut.n_chunks + 1, self.A.shape[0], D), dtype=torch.float32)
+
+    def z_strides(self) -> tuple[int, int]:
+        """Return the strides of z along batch and time; any where there is no gate."""
+        return (0, 0) if self.z is None else (self.z.stride(0), self.z.stride(1))
+
+    def switches(self, steps: int) -> dict[str, int | bool]:
         """Return the compile-time arguments that all kernels share."""
         N = self.A.shape[0]
         return {
@@ -172,29 +218,34 @@ class Inputs(NamedTuple):
             "HAS_BIAS": self.delta_bias is not None,
             "SOFTPLUS": self.delta_softplus,
             "BLOCK_D": BLOCK_D,
-            "STEPS": STEPS,
-            "APPROXIMATE": not triton_interpreted(),
+            "STEPS": steps,
         }
+
+    def programs(self, cut: Plan) -> int:
+        """Return the number of programs: one for every block of channels, chunk and batch item."""
+        B, _, D = self.u.shape
+        return B * cut.n_chunks * triton.cdiv(D, BLOCK_D)
 
 
 def summarise_chunks(inputs: Inputs, cut: Plan) -> tuple[Tensor, Tensor]:
-    """Phase 1: return the sums of step sizes (B, chunks, D), and states (B, chunks + 1, N, D) holding, at c + 1, the end
-    state of chunk c from a zero start.
+    """Phase 1: return the sums of step sizes (B, chunks, D), and the end states from zero starts.
+
+    The states are (B, chunks + 1, N, D), that of chunk c at c + 1; entry 0 is for `pass_summaries` to write.
     """
     u = inputs.u
     B, L, D = u.shape
     sums = u.new_empty((B, cut.n_chunks, D), dtype=torch.float32)
-    states = u.new_empty((B, cut.n_chunks + 1, inputs.A.shape[0], D), dtype=torch.float32)
-    _triton_forward.chunk_summaries[(triton.cdiv(D, BLOCK_D) * cut.n_chunks * B,)](
+    states = inputs.between_chunks(cut)
+    _triton_forward.chunk_summaries[(inputs.programs(cut),)](
         u, inputs.delta, inputs.A, inputs.B, inputs.delta_bias, states, sums,
         *u.stride()[:2], *inputs.delta.stride()[:2], L, D, cut.chunk, cut.n_chunks,
-        **inputs.switches(), num_warps=warps(inputs.A.shape[0]),
+        **inputs.switches(STEPS), num_warps=warps(inputs.A.shape[0], 64),
     )  # fmt: skip
     return sums, states
 
 
 def pass_summaries(states: Tensor, sums: Tensor, A: Tensor, initial: Tensor | None, reverse: bool) -> None:
-    """Phase 2, in place on states (B, chunks + 1, N, D): turn what each chunk adds into the states between chunks.
+    """Phase 2, in place on states (B, chunks + 1, N, D): turn what each chunk adds into what holds between chunks.
 
     `initial` (B, N, D) is the state before the first chunk; in reverse, the gradient of the state after the last one.
     """
@@ -202,33 +253,101 @@ def pass_summaries(states: Tensor, sums: Tensor, A: Tensor, initial: Tensor | No
     block = 128
     _triton_forward.pass_states[(triton.cdiv(N * D, block) * B,)](
         states, sums, A, initial, D, slots - 1,
-        N=N, HAS_INITIAL=initial is not None, REVERSE=reverse, BLOCK=block, UNROLL=8,
-        APPROXIMATE=not triton_interpreted(), num_warps=4,
+        N=N, HAS_INITIAL=initial is not None, REVERSE=reverse, BLOCK=block, UNROLL=16, num_warps=4,
     )  # fmt: skip
 
 
-def compute_outputs(inputs: Inputs, states: Tensor, cut: Plan) -> Tensor:
-    """Phase 3: return y (B, L, D) from the states before each chunk; a serial plan also fills in the states after it."""
+def compute_outputs(
+    inputs: Inputs, states: Tensor, cut: Plan, keep_for_backward: bool
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Phase 3: return y (B, L, D), from the states before each chunk, and the states kept for the backward pass.
+
+    With a single chunk, nobody has computed the final state: it is written to `states` here.
+    """
     u, z = inputs.u, inputs.z
     B, L, D = u.shape
+    N = inputs.A.shape[0]
     y = u.new_empty((B, L, D))
-    programs = triton.cdiv(D, BLOCK_D) * triton.cdiv(cut.n_chunks, cut.chunks_a_program) * B
-    _triton_forward.outputs[(programs,)](
-        y, states, u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, z, inputs.delta_bias,
-        *u.stride()[:2], *inputs.delta.stride()[:2], *((0, 0) if z is None else z.stride()[:2]),
-        L, D, cut.chunk, cut.n_chunks, cut.chunks_a_program,
-        HAS_D=inputs.D is not None, HAS_Z=z is not None, STORE_STATES=cut.serial,
-        **inputs.switches(), num_warps=warps(inputs.A.shape[0]),
+    kept = u.new_empty((B, triton.cdiv(L, cut.kept_every), N, D), dtype=torch.float32) if keep_for_backward else None
+    _triton_forward.outputs[(inputs.programs(cut),)](
+        y, states, kept, u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, z, inputs.delta_bias,
+        *u.stride()[:2], *inputs.delta.stride()[:2], *inputs.z_strides(),
+        L, D, cut.chunk, cut.n_chunks, cut.kept_every,
+        HAS_D=inputs.D is not None, HAS_Z=z is not None, KEEP=kept is not None, STORE_END=cut.n_chunks == 1,
+        **inputs.switches(STEPS), num_warps=warps(N, 64),
     )  # fmt: skip
-    return y
+    return y, () if kept is None else (kept,)
 
 
-def warps(N: int) -> int:
-    """Return the warps that share a program's states: one holds 64 states a channel in its registers."""
-    return max(1, triton.next_power_of_2(N) // 64)
+def summarise_adjoints(dy: Tensor, inputs: Inputs, cut: Plan) -> tuple[Tensor, Tensor]:
+    """Phase 1 of the backward pass: return the sums of step sizes (B, chunks, D), and what each chunk's outputs add to
+    the gradient of the state before it.
+
+    The gradients are (B, chunks + 1, N, D), that of chunk c at c; the last entry is for `pass_summaries` to write.
+    """
+    B, L, D = dy.shape
+    sums = dy.new_empty((B, cut.n_chunks, D), dtype=torch.float32)
+    adjoints = inputs.between_chunks(cut)
+    _triton_backward.adjoint_summaries[(inputs.programs(cut),)](
+        dy, inputs.delta, inputs.A, inputs.C, inputs.z, inputs.delta_bias, adjoints, sums,
+        *dy.stride()[:2], *inputs.delta.stride()[:2], *inputs.z_strides(), L, D, cut.chunk, cut.n_chunks,
+        HAS_Z=inputs.z is not None, **inputs.switches(STEPS), num_warps=warps(inputs.A.shape[0], 64),
+    )  # fmt: skip
+    return sums, adjoints
+
+
+def compute_gradients(
+    dy: Tensor, inputs: Inputs, kept: Tensor, adjoints: Tensor, cut: Plan
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Phase 3 of the backward pass, from the kept states and the gradient of the state after each chunk.
+
+    Returns du, ddelta and dz (B, L, D), dA (N, D), dB and dC as one (B, L, 2, N), dD and ddelta_bias (D,); float32 but for
+    the first three. With a single chunk the gradient of the initial state is written to `adjoints`.
+    """
+    u, z = inputs.u, inputs.z
+    B, L, D = u.shape
+    N = inputs.A.shape[0]
+    N_padded = triton.next_power_of_2(N)
+    blocks = triton.cdiv(D, BLOCK_D)
+    du, ddelta = u.new_empty((B, L, D)), u.new_empty((B, L, D))
+    dz = None if z is None else u.new_empty((B, L, D))
+    partial = functools.partial(u.new_empty, dtype=torch.float32)
+    dBC = partial((blocks, B, L, 2, N_padded))
+    dA = partial((B * cut.n_chunks, N, D))
+    dD = None if inputs.D is None else partial((B * cut.n_chunks, D))
+    dbias = None if inputs.delta_bias is None else partial((B * cut.n_chunks, D))
+
+    programs = inputs.programs(cut)
+    at_once = min(programs, MOST_PROGRAMS)
+    # a state every BACKWARD_STEPS steps of a stretch, and those of the last steps, which go one by one
+    tiles = cut.kept_every // BACKWARD_STEPS + BACKWARD_STEPS - 1
+    scratch = partial((at_once, tiles, N_padded, BLOCK_D))
+    for first in range(0, programs, at_once):
+        _triton_backward.gradients[(min(at_once, programs - first),)](
+            dy, kept, adjoints, scratch, u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, z, inputs.delta_bias,
+            du, ddelta, dz, dBC, dA, dD, dbias,
+            *dy.stride()[:2], *u.stride()[:2], *inputs.delta.stride()[:2], *inputs.z_strides(),
+            B, L, D, cut.chunk, cut.n_chunks, cut.kept_every, first, tiles,
+            HAS_D=inputs.D is not None, HAS_Z=z is not None, STORE_START=cut.n_chunks == 1,
+            **inputs.switches(BACKWARD_STEPS), num_warps=warps(N, 16),
+        )  # fmt: skip
+    return (
+        du,
+        ddelta,
+        dz,
+        dA.sum(0),
+        dBC.sum(0)[..., :N],
+        None if dD is None else dD.sum(0),
+        None if dbias is None else dbias.sum(0),
+    )
+
+
+def warps(N: int, states_a_lane: int) -> int:
+    """Return how many warps share a program's states, so that a lane's part of them fits in its registers."""
+    return min(max(1, triton.next_power_of_2(N) // states_a_lane), 16)
 
 
 def rows(tensor: Tensor) -> Tensor:
     """Return (B, L, D) with unit stride along D, and rows near enough for 32-bit offsets within a chunk; copy if not."""
-    near = tensor.stride(1) < 2**19
+    near = abs(tensor.stride(1)) < 2**19
     return tensor if tensor.stride(2) == 1 and near else tensor.contiguous()
