@@ -1,6 +1,7 @@
 """How two results of an operator are compared, and where each backend runs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -37,11 +38,29 @@ def assert_close(
 
 def relative_error(got: Tensor, want: Tensor) -> float:
     """Return max |got - want| / max |want|; the difference itself where `want` is zero, NaN where `got` is."""
-    got, want = _double(got), _double(want)
+    got, want = to_double(got.detach().cpu()), to_double(want.detach().cpu())
     if want.numel() == 0:
         return 0.0
     scale = want.abs().max().item()
     return ((got - want).abs().max() / (scale if scale > 1e-12 else 1.0)).item()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread: with many small operations on a busy machine, threads wait for each other at each."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def to_double(tensor: Tensor) -> Tensor:
+    """Return the same numbers in float64 or complex128; integers as they are."""
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 def _difference(got: Tensor | None, want: Tensor, tolerance: Tolerance) -> str | None:
@@ -49,9 +68,10 @@ def _difference(got: Tensor | None, want: Tensor, tolerance: Tolerance) -> str |
         return "missing"
     if got.shape != want.shape:
         return f"shape {tuple(got.shape)}, expected {tuple(want.shape)}"
+    got, want = to_double(got.detach().cpu()), to_double(want.detach().cpu())
     error = relative_error(got, want)
-    distance = (_double(got) - _double(want)).abs()
-    allowed = tolerance.atol + tolerance.rtol * _double(want).abs()
+    distance = (got - want).abs()
+    allowed = tolerance.atol + tolerance.rtol * want.abs()
     outside = ~(distance <= allowed)  # NaN is outside
     if error <= tolerance.scaled and not outside.any():
         return None
@@ -62,8 +82,3 @@ def _difference(got: Tensor | None, want: Tensor, tolerance: Tolerance) -> str |
     worst = int(distance.nan_to_num(nan=float("inf")).argmax())
     index = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), want.shape))
     return text + f"; at {index} got {got[index].item():.6g}, expected {want[index].item():.6g}"
-
-
-def _double(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach().cpu()
-    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)

@@ -14,46 +14,47 @@ import torch
 from torch import Tensor
 
 from mamba_seq.kernels.selective_scan import selective_scan
-from tests.kernels.compare import DTYPES, Tolerance
+from tests.kernels.compare import DTYPES, Tolerance, one_thread, to_double
 
-# rtol and atol are the published ones (state-spaces/mamba, tests/ops/test_selective_scan.py); `scaled` is about four
-# times the largest error seen here over all cases, against the largest element of the tensor.
+# rtol and atol are the published ones (state-spaces/mamba, tests/ops/test_selective_scan.py). `scaled`, against the
+# largest element of a tensor, is about four times the largest error measured over all cases, or for a tensor of 16 bits
+# a little more than the half unit in the last place that one rounding costs.
 FP32 = {
     "y": Tolerance(6e-4, 2e-3, 4e-6),
-    "final_state": Tolerance(6e-4, 2e-3, 4e-6),
-    "du": Tolerance(12e-4, 4e-3, 4e-6),
-    "ddelta": Tolerance(3e-3, 2e-2, 4e-6),
-    "dA": Tolerance(1e-3, 5e-3, 4e-6),
+    "final_state": Tolerance(6e-4, 2e-3, 6e-6),
+    "du": Tolerance(1.2e-3, 4e-3, 5e-6),
+    "ddelta": Tolerance(3e-3, 2e-2, 5e-6),
+    "dA": Tolerance(1e-3, 5e-3, 1e-5),
     "dB": Tolerance(6e-4, 2e-3, 4e-6),
     "dC": Tolerance(6e-4, 2e-3, 4e-6),
-    "dD": Tolerance(1e-3, 1e-3, 4e-6),
-    "dz": Tolerance(1e-3, 1e-3, 4e-6),
+    "dD": Tolerance(1e-3, 1e-3, 2e-6),
+    "dz": Tolerance(1e-3, 1e-3, 3e-6),
     "ddelta_bias": Tolerance(1e-3, 1e-3, 4e-6),
     "dinitial_state": Tolerance(6e-4, 2e-3, 4e-6),
 }
 FP16 = {
-    "y": Tolerance(3e-3, 5e-3, 1e-3),
-    "final_state": Tolerance(3e-3, 5e-3, 4e-6),
-    "du": Tolerance(6e-3, 1e-2, 1e-3),
-    "ddelta": Tolerance(15e-3, 5e-2, 1e-3),
-    "dA": Tolerance(3e-3, 25e-3, 4e-6),
-    "dB": Tolerance(3e-3, 5e-3, 1e-3),
-    "dC": Tolerance(3e-3, 5e-3, 1e-3),
-    "dD": Tolerance(3e-3, 5e-3, 4e-6),
-    "dz": Tolerance(3e-3, 5e-3, 1e-3),
+    "y": Tolerance(3e-3, 5e-3, 6e-4),
+    "final_state": Tolerance(3e-3, 5e-3, 6e-6),
+    "du": Tolerance(6e-3, 1e-2, 6e-4),
+    "ddelta": Tolerance(1.5e-2, 5e-2, 6e-4),
+    "dA": Tolerance(3e-3, 2.5e-2, 1e-5),
+    "dB": Tolerance(3e-3, 5e-3, 6e-4),
+    "dC": Tolerance(3e-3, 5e-3, 6e-4),
+    "dD": Tolerance(3e-3, 5e-3, 2e-6),
+    "dz": Tolerance(3e-3, 5e-3, 6e-4),
     "ddelta_bias": Tolerance(3e-3, 5e-3, 4e-6),
     "dinitial_state": Tolerance(3e-3, 5e-3, 4e-6),
 }
 BF16 = {
-    "y": Tolerance(3e-2, 5e-2, 8e-3),
-    "final_state": Tolerance(3e-2, 5e-2, 4e-6),
-    "du": Tolerance(6e-2, 1e-1, 8e-3),
-    "ddelta": Tolerance(15e-2, 5e-1, 8e-3),
-    "dA": Tolerance(3e-2, 25e-2, 4e-6),
-    "dB": Tolerance(3e-2, 5e-2, 8e-3),
-    "dC": Tolerance(3e-2, 5e-2, 8e-3),
-    "dD": Tolerance(3e-2, 5e-2, 4e-6),
-    "dz": Tolerance(3e-2, 5e-2, 8e-3),
+    "y": Tolerance(3e-2, 5e-2, 4.5e-3),
+    "final_state": Tolerance(3e-2, 5e-2, 6e-6),
+    "du": Tolerance(6e-2, 1e-1, 4.5e-3),
+    "ddelta": Tolerance(1.5e-1, 5e-1, 4.5e-3),
+    "dA": Tolerance(3e-2, 2.5e-1, 4e-5),
+    "dB": Tolerance(3e-2, 5e-2, 4.5e-3),
+    "dC": Tolerance(3e-2, 5e-2, 4.5e-3),
+    "dD": Tolerance(3e-2, 5e-2, 2e-6),
+    "dz": Tolerance(3e-2, 5e-2, 4.5e-3),
     "ddelta_bias": Tolerance(3e-2, 5e-2, 4e-6),
     "dinitial_state": Tolerance(3e-2, 5e-2, 4e-6),
 }
@@ -106,27 +107,27 @@ DRAWS = ("mamba", "remembering", "forgetting", "padded")
 SWITCH_CASES = factorial(L=7, D=3, N=4)
 CPU_CASES = [
     *(some_switches(L, D=5, dtype=dtype) for L in LENGTHS for dtype in DTYPES),
-    *(some_switches(65, D=D, N=N) for D, N in SIZES),
+    *(some_switches(65, D=D, N=N, batch=1 + i % 3) for i, (D, N) in enumerate(SIZES)),
     *(ScanCase(1134, D=7, N=16, draw=draw) for draw in DRAWS),
 ]
 # Triton without a GPU is interpreted, a Python call an operation: few and small.
 INTERPRETED_CASES = [
-    *sampled(SWITCH_CASES, 4),
-    *(some_switches(L, dtype=dtype) for L in (1, 3, 63, 129) for dtype in DTYPES),
-    *(some_switches(19, D=D, N=N) for D, N in ((1, 1), (3, 3), (8, 16), (5, 64))),
-    *(ScanCase(67, D=3, N=5, draw=draw) for draw in DRAWS),
+    *sampled(SWITCH_CASES, 6),
+    *(ScanCase(L, D=2, N=3, batch=1, dtype=dtype) for L in (1, 3, 35) for dtype in DTYPES),
+    ScanCase(129, D=2, N=3, batch=1),
+    *(ScanCase(5, D=D, N=N) for D, N in ((1, 1), (3, 3), (8, 16), (1, 64))),
+    *(ScanCase(37, D=3, N=5, draw=draw, batch=1) for draw in DRAWS),
+    ScanCase(5, D=37, N=3),  # more than one block of channels
+    ScanCase(34, D=3, N=2, batch=9),  # and enough of them for one program to walk a whole sequence
 ]
+# On a GPU every set of switches and every state size is compiled anew: long lists vary the rest.
 GPU_CASES = [
-    *SWITCH_CASES,
-    *(
-        some_switches(L, D=D, N=N, dtype=dtype, salt=salt)
-        for L in LENGTHS
-        for D, N in SIZES
-        for dtype in DTYPES
-        for salt in "ab"
-    ),
-    *(some_switches(L, dtype=dtype) for L in (4096, 16385) for dtype in DTYPES),
-    *(ScanCase(2049, D=7, N=16, dtype=dtype, draw=draw) for draw in DRAWS for dtype in DTYPES),
+    *sampled(SWITCH_CASES, 2),
+    *(ScanCase(129, D=D, N=N) for D, N in SIZES),
+    *(ScanCase(L, D=D, N=16, dtype=dtype) for L in LENGTHS for D in (17, 48) for dtype in DTYPES),
+    *(ScanCase(1134, D=7, N=16, dtype=dtype, draw=draw) for draw in DRAWS for dtype in DTYPES),
+    *(ScanCase(L, N=16, dtype=dtype) for L in (4096, 16385) for dtype in DTYPES),
+    *(ScanCase(300, D=1000, N=16, dtype=dtype, batch=40) for dtype in DTYPES),  # fills a device without chunks
 ]
 
 
@@ -187,13 +188,6 @@ def draw_upstream(case: ScanCase, inputs: Inputs) -> tuple[Tensor, Tensor]:
     return dy, torch.randn((case.batch, case.D, case.N), generator=generator, dtype=A.dtype)
 
 
-def to_double(tensor: Tensor) -> Tensor:
-    """Return the same numbers in float64 or complex128; integers as they are."""
-    if tensor.is_complex():
-        return tensor.to(torch.complex128)
-    return tensor.double() if tensor.is_floating_point() else tensor
-
-
 def run_scan(inputs: Mapping[str, Tensor | None], case: ScanCase, backend: str, **extra: Any) -> dict[str, Tensor]:
     """Run the forward pass as the case says; returns y, and final_state where the case has one."""
     final = "final" in case.on
@@ -220,7 +214,8 @@ def truth(case: ScanCase) -> dict[str, Tensor]:
     inputs = draw_inputs(case)
     upstream = draw_upstream(case, inputs)
     exact = {name: t if t is None else to_double(t) for name, t in inputs.items()}
-    results = run_with_gradients(exact, (to_double(upstream[0]), to_double(upstream[1])), case, "reference")
+    with one_thread():
+        results = run_with_gradients(exact, (to_double(upstream[0]), to_double(upstream[1])), case, "reference")
     return {name: t.detach() for name, t in results.items()}
 
 

@@ -1,4 +1,7 @@
-"""The forward scan of every backend against the reference in float64: y and the final state."""
+"""The forward scan of every backend against the reference in float64: y and the final state.
+
+The backward tests run the forward pass of every case too; here are the passes that keep nothing for a backward.
+"""
 
 import pytest
 import torch
@@ -36,18 +39,23 @@ def test_every_switch(case: ScanCase, backend: str) -> None:
     check(case, backend)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_reference_in_every_type(dtype: str) -> None:
+    check(ScanCase(372, dtype=dtype), "reference")
+
+
 @pytest.mark.parametrize("case", CPU_CASES, ids=str)
 def test_cpu(case: ScanCase) -> None:
     check(case, "cpu")
 
 
-@pytest.mark.parametrize("case", INTERPRETED_CASES, ids=str)
+@pytest.mark.parametrize("case", INTERPRETED_CASES[::2], ids=str)
 def test_triton(case: ScanCase) -> None:
     check(case, "triton")
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("case", GPU_CASES, ids=str)
+@pytest.mark.parametrize("case", GPU_CASES[::3], ids=str)
 def test_triton_gpu(case: ScanCase) -> None:
     check(case, "triton")
 
@@ -55,7 +63,7 @@ def test_triton_gpu(case: ScanCase) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_padding_leaves_the_state_alone(backend: str) -> None:
     """A step with delta -1e4 through softplus is no step at all, to the bit: batches are padded with it."""
-    case = ScanCase(150, D=3, N=4)
+    case = ScanCase(35, D=3, N=4, batch=1)
     inputs = draw_inputs(case)
     inputs["delta"] = torch.full_like(inputs["delta"], -1e4)
     got = run_scan(on_device(inputs, DEVICE[backend]), case, backend)
@@ -65,15 +73,15 @@ def test_padding_leaves_the_state_alone(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_half_a_batch_padded(backend: str) -> None:
     """A short sequence padded to the length of its batch ends in the state it has alone."""
-    case = ScanCase(70, D=3, N=4, on=tuple(s for s in SWITCHES if s != "z"))
+    case = ScanCase(39, D=3, N=4, on=tuple(s for s in SWITCHES if s != "z"))
     inputs = draw_inputs(case)
-    inputs["delta"][1, 41:] = -1e4
+    inputs["delta"][1, 33:] = -1e4
     padded = run_scan(on_device(inputs, DEVICE[backend]), case, backend)
-    alone = {k: t[1:, :41] if k in ("u", "delta", "B", "C") else t for k, t in inputs.items()}
+    alone = {k: t[1:, :33] if k in ("u", "delta", "B", "C") else t for k, t in inputs.items()}
     alone["initial_state"] = inputs["initial_state"][1:]
     short = run_scan(on_device(alone, DEVICE[backend]), case, backend)
     torch.testing.assert_close(padded["final_state"][1:], short["final_state"], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(padded["y"][1:, :41], short["y"], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(padded["y"][1:, :33], short["y"], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.gpu

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.kernels.compare import BACKENDS, DEVICE, assert_close
+from tests.kernels.compare import BACKENDS, DEVICE, DTYPES, assert_close
 from tests.kernels.scan_cases import (
     ARGUMENTS,
     CPU_CASES,
@@ -33,6 +33,11 @@ def check(case: ScanCase, backend: str) -> None:
 @pytest.mark.parametrize("case", SWITCH_CASES, ids=str)
 def test_every_switch(case: ScanCase, backend: str) -> None:
     check(case, backend)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_reference_in_every_type(dtype: str) -> None:
+    check(ScanCase(372, dtype=dtype), "reference")
 
 
 @pytest.mark.parametrize("case", CPU_CASES, ids=str)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mamba_seq.kernels.selective_scan import selective_scan
-from tests.kernels.scan_cases import SWITCHES, Inputs, ScanCase, draw_inputs, factorial, to_double
+from tests.kernels.compare import to_double
+from tests.kernels.scan_cases import SWITCHES, Inputs, ScanCase, draw_inputs, factorial
 from tests.kernels.serial import serial_scan
 
 KINDS = ("one", "one-4d", "groups", "constant-B", "constant-C", "constant-BC")
