@@ -2,9 +2,9 @@
 
 1. A record is read block by block; the sampler keeps at most `max_windows` evenly spaced windows of it.
 2. The windows join a pool that batches windows of many records (`mamba_seq.pipelines.evidence`).
-3. A record whose windows have all gone through the model is decided, and its row leaves once every earlier row has left.
+3. A record whose windows have all gone through the model is decided, and its row leaves once every earlier row has.
 
-Nothing is kept of a record after its row but eight bytes for its name, which are enough to tell that a name came twice.
+Nothing is kept of a record after its row but eight bytes for its name, enough to tell that a name came twice.
 """
 
 import collections
@@ -225,16 +225,16 @@ class _InvalidRecords:
             self._first.append(f"record {record.name!r} has {record.invalid}")
         if self._strict:
             raise DataError(
-                f"{self._source}: {self._first[0]}, which is no DNA code; mend the record, or leave out --strict to get a "
-                "row that says invalid"
+                f"{self._source}: {self._first[0]}, which is no DNA code; mend the record, or leave out --strict "
+                "to get a row that says invalid"
             )
 
     def judge(self) -> None:
         """At the end of the file, warn of its invalid records; refuse it when there is no other."""
         if self._records and self._invalid == self._records:
             raise DataError(
-                f"{self._source} holds no DNA: each of its {_counted(self._records, 'record')} has letters that are no DNA "
-                f"code ({self._first[0]}); is it a protein file?"
+                f"{self._source} holds no DNA: each of its {_counted(self._records, 'record')} has letters that are no "
+                f"DNA code ({self._first[0]}); is it a protein file?"
             )
         for text in self._first:
             log.warning("%s: %s, which is no DNA code; its row says invalid", self._source, text)

@@ -99,7 +99,10 @@ def evaluate_windows(
             it, as classify does.
         context: bases that the model sees at once.
         device: where the model is; None asks its parameters.
-        stride, max_windows, both_strands, batch_tokens: as for classify.
+        stride: as for classify.
+        max_windows: as for classify.
+        both_strands: as for classify.
+        batch_tokens: as for classify.
         on_batch: called after every batch.
 
     Raises:
@@ -281,7 +284,7 @@ def to_tsv(results: Iterable[LengthResult], labels: Sequence[str]) -> str:
     """Write a row for all classes and one a class for every length; `n:<class>` columns are the confusion matrix."""
     names = [printable(label) for label in labels]
     head = ["length", "class", "windows", "disjoint", "correct", "accuracy", "low", "high", *(f"n:{n}" for n in names)]
-    lines = [head]
+    lines: list[list[object]] = [list(head)]
     for result in results:
         confusion = result.evaluation.confusion
         everything = [result.length, "all", result.evaluation.windows, sum(result.disjoint), result.evaluation.correct]

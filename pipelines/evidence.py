@@ -1,8 +1,9 @@
 """What a model makes of many windows: batches of windows of any record, and the average for each record.
 
-A batch holds windows of similar length from as many records as fit, so that a million short reads and one long chromosome
-both fill it. The evidence of a record is the mean, over its windows, of the log-probabilities averaged over the strands;
-a window counts by its bases that are not N. Nothing of it depends on which windows shared a batch, beyond rounding.
+A batch holds windows of similar length from as many records as fit, so that a million short reads and one long
+chromosome both fill it. The evidence of a record is the mean, over its windows, of the log-probabilities averaged over
+the strands; a window counts by its bases that are not N. Nothing of it depends on which windows shared a batch, beyond
+rounding.
 
 Letters: W windows of a batch, R = W x strands rows, L longest window, C classes.
 """

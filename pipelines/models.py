@@ -29,9 +29,7 @@ def load_model(spec: str, device: "torch.device | str") -> "SequenceClassifier":
     model = from_pretrained(locate_model(spec), device)
     config = model.config
     if config.task != "sequence-classification":
-        raise ModelError(
-            f"model {spec!r} is a {config.task}, expected a sequence-classification model; choose another -m"
-        )
+        raise ModelError(f"model {spec!r} is a {config.task}, expected sequence-classification; choose another -m")
     if config.alphabet != "dna":
         raise ModelError(f"model {spec!r} reads the alphabet {config.alphabet!r}, expected 'dna'; choose another -m")
     return model  # type: ignore[return-value]

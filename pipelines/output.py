@@ -1,8 +1,9 @@
 """Output files that appear whole or not at all.
 
-A file is written beside its target under a hidden name, synced, and renamed over the target at the end. Standard output,
-devices and named pipes cannot be renamed: for these the data wait in an unnamed temporary file and are copied when all of
-them are there. Whatever raises in between, an interrupt included, leaves the target as it was and no other file.
+A file is written beside its target under a hidden name, synced, and renamed over the target at the end. Standard
+output, devices and named pipes cannot be renamed: for these the data wait in an unnamed temporary file and are copied
+when all of them are there. Whatever raises in between, an interrupt included, leaves the target as it was, and no
+other file.
 """
 
 import contextlib
@@ -47,7 +48,7 @@ def open_output(target: str) -> Iterator[Sink]:
             yield sink
             return
         # no name and no time in the header: the same data make the same file
-        with gzip.GzipFile(filename="", mode="wb", fileobj=sink, mtime=0) as packed:  # type: ignore[call-overload]
+        with gzip.GzipFile(filename="", mode="wb", fileobj=sink, mtime=0) as packed:
             yield packed
 
 
@@ -71,9 +72,8 @@ def check_output(target: str, inputs: tuple[str, ...] = ()) -> None:
     if not path.parent.is_dir():
         raise OutputError(f"cannot write {target}: there is no folder {path.parent}; make it first (mkdir -p)")
     for name in inputs:
-        if name != STDOUT and path.exists() and os.path.exists(name) and os.path.samefile(path, name):
-            if _is_regular(path):
-                raise OutputError(f"cannot write {target}: it is also an input; choose another name for -o")
+        if name != STDOUT and _is_regular(path) and os.path.exists(name) and os.path.samefile(path, name):
+            raise OutputError(f"cannot write {target}: it is also an input; choose another name for -o")
     place = path.parent if _is_regular(path) or not path.exists() else path
     if not os.access(place, os.W_OK):
         raise OutputError(f"cannot write {target}: no permission to write to {place}")
@@ -86,7 +86,7 @@ def _beside(path: Path, target: str) -> Iterator["_Told"]:
     try:
         with _telling(target):
             descriptor, hidden = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=".part")
-        sink = _Told(open(descriptor, "wb"), target)
+        sink = _Told(open(descriptor, "wb"), target)  # noqa: SIM115 - closed below, where an error is told
         try:
             yield sink
             with _telling(target):
@@ -109,7 +109,7 @@ def _spooled(target: str) -> Iterator["_Told"]:
     """Collect the data in a temporary file that has no name, and copy them to `target` at the end."""
     place = f"to the temporary folder {tempfile.gettempdir()} (set TMPDIR, or name a file with -o)"
     with _telling(place):
-        spool = tempfile.TemporaryFile()
+        spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed below, where an error is told
     sink = _Told(spool, place)
     try:
         yield sink
@@ -127,7 +127,7 @@ def _spooled(target: str) -> Iterator["_Told"]:
 
 
 def _copy(source: BinaryIO, target: BinaryIO) -> None:
-    """Copy all of it: with PYTHONUNBUFFERED, standard output is a raw file that may take a part and say nothing more."""
+    """Copy all of it: with PYTHONUNBUFFERED, standard output is a raw file that may take only a part of a write."""
     while piece := source.read(COPY_PIECE):
         left = memoryview(piece)
         while left:

@@ -1,7 +1,7 @@
 """One row a record: what classify says, as tab-separated text or as JSON lines.
 
-Probabilities have four decimals, and the prediction, the status and a threshold are decided on these: what a reader sees is
-consistent, and rounding that differs with the number of threads cannot turn a tie around.
+Probabilities have four decimals, and the prediction, the status and a threshold are decided on these: what a reader
+sees is consistent, and rounding that differs with the number of threads cannot turn a tie around.
 """
 
 import dataclasses

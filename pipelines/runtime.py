@@ -57,7 +57,7 @@ def limit_threads(threads: int) -> None:
     import numba
 
     # Numba's pool has one thread a core (or NUMBA_NUM_THREADS); it can be used in part, and not grow
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
 
 
 def seed_everything(seed: int) -> None:

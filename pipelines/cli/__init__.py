@@ -1,7 +1,7 @@
 """The command line, `mamba-seq`: one file a subcommand, imported when it is run.
 
-Nothing here or in the command files imports torch, numpy or the pipelines before the arguments are parsed, so that `--help`
-and a misspelt option are answered at once.
+Nothing here or in the command files imports torch, numpy or the pipelines before the arguments are parsed, so that
+`--help` and a misspelt option are answered at once.
 """
 
 import sys

@@ -84,8 +84,8 @@ def common_options(*, with_environment: bool) -> list[click.Parameter]:
     """Make the options that every command takes.
 
     Args:
-        with_environment: let MAMBA_SEQ_NUM_THREADS set the threads. Only the outermost group does, or the variable would
-            win over a `--threads` that stands before the subcommand.
+        with_environment: let MAMBA_SEQ_NUM_THREADS set the threads. Only the outermost group does, or the variable
+            would win over a `--threads` that stands before the subcommand.
     """
     return [
         _common(["-q", "--quiet", "verbosity"], flag_value=-1, help="Only warnings and errors on standard error."),

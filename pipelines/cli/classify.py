@@ -53,7 +53,7 @@ def classify(
 ) -> None:
     """Classify the sequences of FASTA, FASTQ or GenBank files.
 
-    Files may be compressed (gzip, bgzip, bzip2, xz, zstd); "-" is standard input, which is also read when no FILE is given.
+    Files may be compressed (gzip, bgzip, bzip2, xz, zstd); "-" is standard input, also read when no FILE is given.
     Every record gets a row, in the order of the input; a file that cannot be read whole gives no output at all.
     """
     files = _inputs(files)

@@ -1,10 +1,15 @@
 """`mamba-seq evaluate`: accuracy on genomes of known class."""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from mamba_seq.pipelines.cli._messages import progress
 from mamba_seq.pipelines.cli._options import model_option, reading_options, window_length
 from mamba_seq.pipelines.cli._shell import Command, Settings
+
+if TYPE_CHECKING:
+    from mamba_seq.pipelines.evaluate import LengthResult
 
 
 class _Lengths(click.ParamType):
@@ -60,8 +65,8 @@ def evaluate(
 ) -> None:
     """Measure how often MODEL is right on the genomes in DATA, a folder with a folder of FASTA files for each class.
 
-    Random windows are read as classify would read them. Every length gets a row for all classes and one for each, with 95 %
-    Wilson intervals that take no more windows as independent than fit into the data side by side.
+    Random windows are read as classify would read them. Every length gets a row for all classes and one for each, with
+    95 % Wilson intervals that take no more windows as independent than fit into the data side by side.
     """
     from mamba_seq.pipelines import models
     from mamba_seq.pipelines.evaluate import Reading, evaluate_genomes, read_genomes, to_json, to_tsv
@@ -81,7 +86,7 @@ def evaluate(
         batch_tokens=batch_tokens,
     )
     seed = settings.seed or 0
-    results = []
+    results: list[LengthResult] = []
     with progress("evaluating", verbosity=settings.verbosity) as show:
         for length in chosen:
             show(f"windows of {length:,} bases")

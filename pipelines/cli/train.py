@@ -38,9 +38,7 @@ def train(
 
     device = start(settings.device, settings.threads)
     if device != start("auto"):
-        raise DeviceError(
-            f"train takes the first GPU it sees, not {device}; set CUDA_VISIBLE_DEVICES to choose another"
-        )
+        raise DeviceError(f"train takes the first GPU it sees, not {device}; set CUDA_VISIBLE_DEVICES to choose")
     seed = [] if settings.seed is None else [f"--seed={settings.seed}"]
     quiet = settings.verbosity < 0 or sys.stderr is None or not sys.stderr.isatty()
     folder = main(recipe, output, [*overrides, *seed], force=force, max_minutes=max_minutes, progress=not quiet)

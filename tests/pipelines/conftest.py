@@ -34,7 +34,8 @@ GOLDEN = HERE / "golden"
 def fake_module() -> Any:
     """tests/pipelines/fake.py, which is a script as well."""
     spec = importlib.util.spec_from_file_location("fake", HERE / "fake.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

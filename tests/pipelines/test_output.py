@@ -14,6 +14,12 @@ from mamba_seq.pipelines.errors import OutputError
 from mamba_seq.pipelines.output import check_output, open_output
 
 
+def write_and_fail(target: str, failure: BaseException) -> None:
+    with open_output(target) as sink:
+        sink.write(b"new")
+        raise failure
+
+
 def test_file_appears_at_the_end(tmp_path: Path) -> None:
     target = tmp_path / "out.tsv"
     with open_output(str(target)) as sink:
@@ -28,9 +34,8 @@ def test_file_appears_at_the_end(tmp_path: Path) -> None:
 def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, failure: type[BaseException]) -> None:
     target = tmp_path / "out.tsv"
     target.write_text("old")
-    with pytest.raises(failure), open_output(str(target)) as sink:
-        sink.write(b"new")
-        raise failure
+    with pytest.raises(failure):
+        write_and_fail(str(target), failure())
     assert target.read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -45,9 +50,8 @@ def test_gz_suffix_compresses_the_same_bytes_every_time(tmp_path: Path) -> None:
 
 
 def test_failed_gz_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="stop"), open_output(str(tmp_path / "a.gz")) as sink:
-        sink.write(b"row\n")
-        raise ValueError("stop")
+    with pytest.raises(ValueError, match="stop"):
+        write_and_fail(str(tmp_path / "a.gz"), ValueError("stop"))
     assert not list(tmp_path.iterdir())
 
 
@@ -77,9 +81,8 @@ def test_stdout_gets_everything_or_nothing(capfdbinary: pytest.CaptureFixture[by
         sink.write(b"rows\n")
         assert capfdbinary.readouterr().out == b""
     assert capfdbinary.readouterr().out == b"rows\n"
-    with pytest.raises(ValueError, match="stop"), open_output("-") as sink:
-        sink.write(b"rows\n")
-        raise ValueError("stop")
+    with pytest.raises(ValueError, match="stop"):
+        write_and_fail("-", ValueError("stop"))
     assert capfdbinary.readouterr().out == b""
 
 
@@ -98,9 +101,9 @@ def test_devices_are_written_to_and_not_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
 def test_full_device() -> None:
-    with pytest.raises(OutputError, match=r"cannot write /dev/full: no space left on device; free some space"):
-        with open_output("/dev/full") as sink:
-            sink.write(b"x" * 100_000)
+    message = r"cannot write /dev/full: no space left on device; free some space"
+    with pytest.raises(OutputError, match=message), open_output("/dev/full") as sink:
+        sink.write(b"x" * 100_000)
 
 
 @pytest.mark.parametrize("size", [10, 1_000_000], ids=["at-close", "at-write"])
@@ -147,5 +150,5 @@ def test_full_temporary_folder_says_so(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(output.tempfile, "TemporaryFile", full)
-    with pytest.raises(OutputError, match="temporary folder .*TMPDIR"), open_output("-") as sink:
+    with pytest.raises(OutputError, match=r"temporary folder .*TMPDIR"), open_output("-") as sink:
         sink.write(b"x")
