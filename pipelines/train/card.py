@@ -23,18 +23,19 @@ mamba-seq classify genomes.fa -m {{ name }}
 
 ## Accuracy on held-out regions
 
-Windows of the test regions, which no training or validation window touches. Intervals are Wilson's, 95 %. Windows are drawn at
-random and overlap: the column "disjoint" says how many fit into the test regions side by side, and is what an interval at long
-lengths should be read with.
-{% if baselines %}The baseline, on the same windows: {{ baselines }}.{% endif %}
+Windows of the test regions, which no training or validation window touches, as many of each class. They are drawn at random and
+overlap: the column "independent" says how many can be independent of each other, no more of a class than fit side by side into its
+test regions, and the intervals (Wilson, 95 %) are those of so many windows.
+The baseline, on the same windows: {{ baselines }}.
 
-| length | accuracy | 95 % interval | windows | disjoint | k-mer baseline |
+| length | accuracy | 95 % interval | windows | independent | k-mer baseline |
 |---:|---:|---:|---:|---:|---:|
 {% for row in results -%}
 | {{ "{:,}".format(row.length) }} | {{ "%.4f" | format(row.accuracy) }} | {{ "%.4f" | format(row.low) }} to {{ "%.4f" | format(row.high) }} \
-| {{ "{:,}".format(row.windows) }} | {{ "{:,}".format(row.disjoint) }} \
+| {{ "{:,}".format(row.windows) }} | {{ "{:,}".format(row.independent) }} \
 | {% if row.baseline is none %}not measured{% else %}{{ "%.4f" | format(row.baseline) }}{% endif %} |
 {% endfor %}
+
 Longer sequences are read in windows of {{ "{:,}".format(context) }} bases, both strands, and the evidence is averaged.
 
 ![Confusion matrix](confusion.png)
@@ -45,6 +46,7 @@ Confusion at {{ "{:,}".format(confusion_length) }} bases: truth down, prediction
 
 {% for label in labels %}{{ loop.index0 }}. *{{ label | replace("_", " ") }}*
 {% endfor %}
+
 ## Data
 
 {{ data_source }}

@@ -117,7 +117,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, str]
     """
     parser = recipe_parser()
     fields = parser.parse_args([f"--config={path}", *overrides])
-    text: str = parser.dump(fields, skip_none=False)
+    text: str = parser.dump(fields)
     made: Any = parser.instantiate(fields)
     values = {field.name: made[field.name] for field in dataclasses.fields(Recipe)}
     return Recipe(**values), text

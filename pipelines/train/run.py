@@ -5,7 +5,9 @@
     RUN/metrics.csv            step,name,value
     RUN/checkpoints/last.ckpt  weights, optimiser and step: a run that was killed goes on from here
     RUN/curves.png             loss and accuracy
-    RUN/model/                 the saved model with its card, written when the last step is done
+    RUN/baseline.json          the k-mer baseline on the test windows
+    RUN/evaluation.json        what the model reaches on them
+    RUN/model/                 the saved model with its card: here when everything is done
 
 The same command starts a run, continues it, and refuses to touch one that is finished.
 """
@@ -13,6 +15,7 @@ The same command starts a run, continues it, and refuses to touch one that is fi
 import logging
 import shutil
 import time
+import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -26,7 +29,7 @@ from mamba_seq.config import ModelConfig
 from mamba_seq.data_prep.dna import GenomeData
 from mamba_seq.errors import ModelError
 from mamba_seq.heads import SequenceClassifier
-from mamba_seq.pipelines.train.card import write_model_folder
+from mamba_seq.pipelines.train.finish import finish
 from mamba_seq.pipelines.train.metrics import MetricsFile
 from mamba_seq.pipelines.train.module import ClassifierTraining
 from mamba_seq.pipelines.train.plots import plot_curves
@@ -64,6 +67,7 @@ def main(
     fields, text = read_recipe(path, overrides)
     run = Path(run)
     prepare_folder(run, text, force)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # says which devices it sees, and advertises
     L.seed_everything(fields.seed, verbose=False)
     data = GenomeData(fields.data)
     data.setup("fit")
@@ -76,7 +80,7 @@ def main(
     if step < fields.optim.steps:
         log.info("stopped at step %d of %d; the same command goes on", step, fields.optim.steps)
         return run
-    return write_model_folder(training.model, fields, data, run)
+    return finish(training.model, fields, data, run)
 
 
 def model_config(recipe: Recipe, labels: list[str]) -> ModelConfig:
@@ -97,6 +101,8 @@ def model_config(recipe: Recipe, labels: list[str]) -> ModelConfig:
 def prepare_folder(run: Path, recipe_text: str, force: bool) -> None:
     """Make the run's folder, or check that what is in it belongs to this recipe and is not finished."""
     if force and run.exists():
+        if any(run.iterdir()) and not (run / "recipe.yaml").is_file():
+            raise ModelError(f"{run} is no run: it has no recipe.yaml, so --force does not remove it; name another folder")
         shutil.rmtree(run)
     if (run / "model" / "config.json").is_file():
         raise ModelError(f"{run} holds a finished run; name another folder, or say --force to begin anew")
@@ -145,7 +151,11 @@ def fit(
         default_root_dir=run,
     )
     resume = str(checkpoint) if checkpoint.is_file() else None
-    trainer.fit(training, datamodule=data, ckpt_path=resume, weights_only=True)
+    with warnings.catch_warnings():
+        # a resumed run's folder holds its checkpoint, and windows are made fast enough without worker processes
+        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+        warnings.filterwarnings("ignore", ".* does not have many workers")
+        trainer.fit(training, datamodule=data, ckpt_path=resume, weights_only=True)
     trainer.save_checkpoint(checkpoint)
     return trainer.global_step
 

@@ -1,0 +1,160 @@
+"""What follows the last training step: the saved model, its measurement on the test windows, the baseline, the card.
+
+Each result is a file of the run's folder, so that what is there is not done again; the model's folder appears at the very end.
+"""
+
+import dataclasses
+import datetime
+import json
+import logging
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mamba_seq._version import __version__
+from mamba_seq.data_prep.dna import GenomeData
+from mamba_seq.data_prep.genome_windows import EvaluationWindows
+from mamba_seq.heads import SequenceClassifier
+from mamba_seq.pipelines.evaluate import Evaluation, LengthResult, evaluate_windows
+from mamba_seq.pipelines.train.baseline import K, baseline_accuracy
+from mamba_seq.pipelines.train.card import render_card
+from mamba_seq.pipelines.train.plots import plot_confusion
+from mamba_seq.pipelines.train.recipe import Recipe
+from mamba_seq.saving import from_pretrained
+
+log = logging.getLogger("mamba_seq.train")
+
+BASELINE_BASES = 1_500_000
+"""Bases a class that the baseline is fitted on, at every length; at least 60 windows, at most 1,500."""
+
+
+def finish(model: SequenceClassifier, recipe: Recipe, data: GenomeData, run: Path) -> Path:
+    """Save the model, measure it and the baseline, write card and pictures; return the model's folder."""
+    staging = model.save_pretrained(run / "model.partial")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    saved = from_pretrained(staging, device)  # what is measured is what was stored, rounding included
+    tests = [
+        data.evaluation_windows("test", length, count)
+        for length, count in zip(recipe.evaluation.lengths, recipe.evaluation.windows_per_class, strict=True)
+    ]
+    baseline = _kept(run / "baseline.json", lambda: measure_baseline(data, tests))
+    evaluation = _kept(run / "evaluation.json", lambda: measure_model(saved, recipe.context, tests))
+    record = make_record(recipe, data, run, evaluation, baseline, parameters=sum(p.numel() for p in model.parameters()))
+    at = len(recipe.evaluation.lengths) // 2
+    plot_confusion(
+        np.array(evaluation[at]["confusion"]),
+        data.labels,
+        f"{recipe.name}: {evaluation[at]['length']:,} bases, held-out regions",
+        staging / "confusion.png",
+    )
+    for name in ("curves.png", "recipe.yaml", "splits.tsv"):
+        (staging / name).write_bytes((run / name).read_bytes())
+    (staging / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (staging / "README.md").write_text(render_card(record), encoding="utf-8")
+    return staging.rename(run / "model")
+
+
+def measure_model(model: SequenceClassifier, context: int, tests: list[EvaluationWindows]) -> list[dict[str, Any]]:
+    """Classify the test windows as `mamba-seq classify` would: windows of the context, both strands, averaged."""
+    rows = []
+    for windows in tests:
+        found: Evaluation = evaluate_windows(model, windows_of(windows), context)
+        fits = [windows.disjoint[label] for label in model.config.labels]
+        result = LengthResult(windows.length, found, tuple(fits))
+        low, high = found.interval(result.independent())
+        log.info("%s bases: accuracy %.4f on %d windows", f"{windows.length:,}", found.accuracy, found.windows)
+        rows.append(
+            {
+                "length": windows.length,
+                "accuracy": found.accuracy,
+                "low": low,
+                "high": high,
+                "windows": found.windows,
+                "independent": result.independent(),
+                "confusion": found.confusion.tolist(),
+            }
+        )
+    return rows
+
+
+def measure_baseline(data: GenomeData, tests: list[EvaluationWindows]) -> list[float | None]:
+    """Measure the k-mer baseline at every length; None for all without scikit-learn."""
+    accuracies: list[float | None] = []
+    for test in tests:
+        per_class = min(1500, max(60, BASELINE_BASES // test.length))
+        train = data.evaluation_windows("train", test.length, per_class)
+        try:
+            accuracies.append(baseline_accuracy(_split(train), _split(test)))
+        except ImportError:
+            log.warning("the k-mer baseline needs scikit-learn, which is not installed: the card goes without it")
+            return [None] * len(tests)
+        log.info("%s bases: %d-mer baseline %.4f", f"{test.length:,}", K, accuracies[-1])
+    return accuracies
+
+
+def make_record(
+    recipe: Recipe,
+    data: GenomeData,
+    run: Path,
+    evaluation: list[dict[str, Any]],
+    baseline: list[float | None],
+    parameters: int,
+) -> dict[str, Any]:
+    """Gather what the card says and `mamba-seq zoo show` prints."""
+    gpu = torch.cuda.is_available()
+    minutes = [float(line) for line in (run / "minutes.csv").read_text(encoding="utf-8").split()]
+    device = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} threads of a {platform.machine()} CPU"
+    reduced = recipe.precision == "bf16" or (recipe.precision == "auto" and gpu)
+    validation = recipe.data.validation_fraction
+    return {
+        "name": recipe.name,
+        "summary": recipe.summary,
+        "labels": data.labels,
+        "data_source": recipe.data_source,
+        "data_licence": recipe.data_licence,
+        "split": f"by {recipe.data.split}; {recipe.data.test_fraction:.0%} for the test, {validation:.0%} for validation.",
+        "limits": recipe.limits,
+        "context": recipe.context,
+        "parameters": parameters,
+        "model": dataclasses.asdict(recipe.model),
+        "pooling": recipe.pooling,
+        "optim": dataclasses.asdict(recipe.optim),
+        "steps": recipe.optim.steps,
+        "batch_tokens": recipe.data.batch_tokens,
+        "lengths": " and ".join(f"{length:,}" for length in recipe.data.lengths),
+        "seed": recipe.seed,
+        "data_seed": recipe.data.seed,
+        "hardware": f"one {device}",
+        "precision": "bf16 mixed precision" if reduced else "float32",
+        "minutes": sum(minutes),
+        "versions": f"mamba-seq {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "baselines": f"canonical {K}-mer log-frequencies and logistic regression, fitted anew for each length",
+        "confusion_length": evaluation[len(evaluation) // 2]["length"],
+        "results": [
+            {**{key: value for key, value in row.items() if key != "confusion"}, "baseline": other}
+            for row, other in zip(evaluation, baseline, strict=True)
+        ],
+        "confusion": {str(row["length"]): row["confusion"] for row in evaluation},
+    }
+
+
+def windows_of(windows: EvaluationWindows) -> Any:
+    """Yield the codes and the class of every window; a Dataset alone has no end to iterate to."""
+    return (windows[i] for i in range(len(windows)))
+
+
+def _split(windows: EvaluationWindows) -> tuple[list[Any], list[int]]:
+    pairs = list(windows_of(windows))
+    return [codes for codes, _ in pairs], [label for _, label in pairs]
+
+
+def _kept(path: Path, measure: Callable[[], Any]) -> Any:
+    """Return the result that is in the file, or measure it and put it there."""
+    if not path.is_file():
+        path.write_text(json.dumps(measure()) + "\n", encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))

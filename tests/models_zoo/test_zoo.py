@@ -1,0 +1,75 @@
+"""Every released model loads and predicts, every card and record is whole, every recipe parses."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mamba_seq import UnknownModelError, models_zoo
+from mamba_seq.pipelines.train.recipe import Recipe, read_recipe
+
+MODELS = models_zoo.names()
+RECIPES = models_zoo.recipes()
+
+
+def test_the_zoo_is_not_empty() -> None:
+    assert "mamba-dna.bacteria11" in MODELS
+    assert "mamba-dna.bacteria11" in RECIPES
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_released_model_loads_and_predicts(name: str) -> None:
+    model = models_zoo.load(name)
+    assert not model.training
+    tokens = torch.randint(0, 4, (2, 65))
+    with torch.inference_mode():
+        logits = model(tokens)
+    assert torch.isfinite(logits).all()
+    assert logits.shape[-1] == (len(model.config.labels) or model.config.vocab_size)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_card_and_record_are_whole(name: str) -> None:
+    folder = models_zoo.path(name)
+    record = models_zoo.describe(name)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for field in ("summary", "data_source", "data_licence", "limits", "hardware", "minutes", "seed", "versions", "date"):
+        assert record[field], field
+    assert f"{record['parameters']:,}" in card
+    assert record["data_licence"] in card
+    for row in record["results"]:
+        assert row["low"] <= row["accuracy"] <= row["high"]
+        assert f"{row['accuracy']:.4f}" in card
+    for picture in ("confusion.png", "curves.png"):
+        assert picture in card
+        assert (folder / picture).stat().st_size > 5_000
+    parameters = sum(p.numel() for p in models_zoo.load(name).parameters())
+    assert parameters == record["parameters"]
+
+
+def test_all_weights_together_stay_small() -> None:
+    total = sum(file.stat().st_size for file in models_zoo.RELEASED.rglob("*.safetensors"))
+    assert total < 30e6
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_parses_and_is_of_its_name(name: str) -> None:
+    recipe, text = read_recipe(models_zoo.recipe_path(name))
+    assert isinstance(recipe, Recipe)
+    assert recipe.name == name
+    assert "optim:" in text
+
+
+def test_unknown_names_list_what_there_is() -> None:
+    with pytest.raises(UnknownModelError, match=r"'mamba-dna\.none'; there is .*mamba-dna\.bacteria11"):
+        models_zoo.path("mamba-dna.none")
+    with pytest.raises(UnknownModelError, match=r"no recipe is named 'soup'; there is .*mamba-dna\.bacteria11"):
+        models_zoo.recipe_path("soup")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_config_is_plain_json(name: str) -> None:
+    config = json.loads((Path(models_zoo.path(name)) / "config.json").read_text(encoding="utf-8"))
+    assert config["alphabet"] == "dna"
+    assert config["labels"] == sorted(config["labels"])
