@@ -1,14 +1,14 @@
 """The loops of the CPU scan, compiled by Numba.
 
 A task is a block of sixteen channels of one item of the batch; a call does the tasks first to last - 1, numbered batch
-by batch. All arguments are ints (addresses of float32 arrays, strides and sizes in elements); an address of 0 means "not
-given". u, delta, z, y are (batch, T, D) with strides `*_batch` and `*_step`, and 1; B and C come transposed, (batch, N,
-T). What belongs to a block of channels has them as its last axis of 16: A2 = A log2(e) (blocks, N, 16), the state (batch,
-blocks, N, 16), the states before every chunk (batch, blocks, `kept_chunks`, N, 16).
+by batch. All arguments are ints (addresses of float32 arrays, strides and sizes in elements); an address of 0 means
+"not given". u, delta, z, y are (batch, T, D) with strides `*_batch` and `*_step`, and 1; B and C come transposed,
+(batch, N, T). What belongs to a block of channels has them as its last axis of 16: A2 = A log2(e) (blocks, N, 16), the
+state (batch, blocks, N, 16), the states before every chunk (batch, blocks, `kept_chunks`, N, 16).
 
-Time is walked in chunks of CHUNK steps whose tiles live in L1. Inside a chunk each state index n runs over all its steps
-with h in a register: the exponentials do not depend on h, so they overlap, and only one multiply-add a step is serial.
-Lanes past the last channel compute on zeros and are never stored.
+Time is walked in chunks of CHUNK steps whose tiles live in L1. Inside a chunk each state index n runs over all its
+steps with h in a register: the exponentials do not depend on h, so they overlap, and only one multiply-add a step is
+serial. Lanes past the last channel compute on zeros and are never stored.
 
 Letters: x input, dt step size, a = exp(dt A) decay, g = dL/dh, s the output before the gate, ds = dL/ds.
 """

@@ -1,4 +1,5 @@
-"""The backward kernels of the scan: summaries of the adjoint, and the gradients. `triton.py` says how they fit together.
+"""The backward kernels of the scan: summaries of the adjoint, and the gradients. `triton.py` says how they fit
+together.
 
 With g_t the gradient of y_t before the gate, the adjoint of the state runs backwards in time,
 
@@ -8,26 +9,25 @@ and everything else is a product with it: du_t = delta_t sum_n(G B) + D g, dB_t 
 d(delta_t A) = G a_t h_(t-1). What a chunk hands to the one before it is a_t G_t at its first step: the gradient of the
 state it started from.
 
-The states h_t are recomputed forwards from those that the forward pass kept, in two sweeps: the first leaves one every
-STEPS steps in scratch memory, then, group after group in reverse, the group's states are recomputed and held in registers.
-Nothing is divided by a decay and no state is recovered by subtraction: where states decay to nothing both lose all digits.
+The states h_t are recomputed forwards from those that the forward pass kept, in two sweeps: the first leaves one
+every STEPS steps in scratch memory, then, group after group in reverse, the group's states are recomputed and held in
+registers. Nothing is divided by a decay and no state is recovered by subtraction: where states decay to nothing both
+lose all digits.
 """
-# Triton's language has tuples, but no unpacking into one, and its interpreter cannot count a `for` over a loaded bound
-# ruff: noqa: RUF005, SIM113
+# Triton's language is not quite Python: it has tuples but no unpacking into one, and its interpreter cannot count a
+# `for` over a loaded bound, hence `while`
+# ruff: noqa: RUF005
+# mypy: ignore-errors
 
 import triton
 import triton.language as tl
 
+from mamba_seq.kernels._triton_math import LN2, LOG2E, device_function, exp2, sigmoid
 from mamba_seq.kernels.selective_scan._triton_forward import SIZES, STRIDES, advance
-from mamba_seq.kernels.selective_scan._triton_math import (
-    LN2,
-    LOG2E,
-    device_function,
-    exp2,
+from mamba_seq.kernels.selective_scan._triton_tiles import (
     load_projection,
     load_tile,
     locate,
-    sigmoid,
     step_size,
     store_sums_over_lanes,
     store_tile,
@@ -67,8 +67,8 @@ def adjoint_summaries(
     BLOCK_D: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    # sums (B, chunks, D) <- sum of step sizes; adjoints (B, chunks + 1, N, D)[:, c] <- gradient of the state before chunk
-    # c, as far as it comes from the outputs of this chunk
+    # sums (B, chunks, D) <- sum of step sizes; adjoints (B, chunks + 1, N, D)[:, c] <- gradient of the state before
+    # chunk c, as far as it comes from the outputs of this chunk
     batch, c, d, d_row = locate(tl.program_id(0), n_chunks, channels, BLOCK_D)
     a2 = load_tile(A, d, channels, N, N_PADDED) * LOG2E
     step_bias = 0.0
@@ -212,9 +212,9 @@ def gradients(
     BLOCK_D: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    # one chunk, stretch after stretch in reverse; a stretch starts from a kept state. adjoints[:, c + 1] is the gradient
-    # of the state after the chunk. Partial sums: dBC (blocks of channels, B, L, 2, N), dA (B, chunks, N, D), dD and dbias
-    # (B, chunks, D).
+    # one chunk, stretch after stretch in reverse; a stretch starts from a kept state. adjoints[:, c + 1] is the
+    # gradient of the state after the chunk. Partial sums: dBC (blocks of channels, B, L, 2, N), dA (B, chunks, N, D),
+    # dD and dbias (B, chunks, D).
     program = first_program + tl.program_id(0)
     batch, c, d, d_row = locate(program, n_chunks, channels, BLOCK_D)
     block = program % ((channels + BLOCK_D - 1) // BLOCK_D)

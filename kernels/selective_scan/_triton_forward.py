@@ -1,32 +1,26 @@
-"""The forward kernels of the scan: summaries of chunks, passing them on, outputs. `triton.py` says how they fit together.
+"""The forward kernels of the scan: summaries of chunks, passing them on, outputs. `triton.py` says how they fit
+together.
 
-One program owns BLOCK_D channels of one chunk of one batch item and walks through time with their states, a tile
-(N, BLOCK_D), in registers. A lane owns a channel with all N states, so that the sum over N needs no exchange between
+One program owns BLOCK_D channels of one chunk of one batch item and walks through time with their states, a tile (N,
+BLOCK_D), in registers. A lane owns a channel with all N states, so that the sum over N needs no exchange between
 lanes. That layout is a consequence of how things are stored: A is passed transposed and states have D contiguous, and
-Triton is kept from assuming alignment for them (`do_not_specialize_on_alignment`), which would give a lane four channels
-and a quarter of the states, and a conversion of the state tile through shared memory at every step.
+Triton is kept from assuming alignment for them (`do_not_specialize_on_alignment`), which would give a lane four
+channels and a quarter of the states, and a conversion of the state tile through shared memory at every step.
 
-Time advances by groups of STEPS, whose loads go out together and whose step sizes and gates are computed side by side:
-only the multiply-adds of the state depend on the step before. A chunk's last steps go one by one. Offsets inside a chunk
-are 32 bits wide, those of chunks and batch items 64.
+Time advances by groups of STEPS, whose loads go out together and whose step sizes and gates are computed side by
+side: only the multiply-adds of the state depend on the step before. A chunk's last steps go one by one. Offsets
+inside a chunk are 32 bits wide, those of chunks and batch items 64.
 """
-# Triton's language has tuples, but no unpacking into one, and its interpreter cannot count a `for` over a loaded bound
-# ruff: noqa: RUF005, SIM113
+# Triton's language is not quite Python: it has tuples but no unpacking into one, and its interpreter cannot count a
+# `for` over a loaded bound, hence `while`
+# ruff: noqa: RUF005
+# mypy: ignore-errors
 
 import triton
 import triton.language as tl
 
-from mamba_seq.kernels.selective_scan._triton_math import (
-    LOG2E,
-    device_function,
-    exp2,
-    load_projection,
-    load_tile,
-    locate,
-    sigmoid,
-    step_size,
-    store_tile,
-)
+from mamba_seq.kernels._triton_math import LOG2E, device_function, exp2, sigmoid
+from mamba_seq.kernels.selective_scan._triton_tiles import load_projection, load_tile, locate, step_size, store_tile
 
 SIZES = ["length", "channels", "chunk", "n_chunks", "kept_every"]
 STRIDES = ["u_batch", "u_row", "delta_batch", "delta_row", "z_batch", "z_row"]
@@ -207,8 +201,8 @@ def outputs(
     BLOCK_D: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    # y (B, L, D) of one chunk, from the state before it, states (B, chunks + 1, N, D)[:, c]; on the way the state is kept
-    # for the backward pass every kept_every steps, kept (B, ceil(L / kept_every), N, D)
+    # y (B, L, D) of one chunk, from the state before it, states (B, chunks + 1, N, D)[:, c]; on the way the state is
+    # kept for the backward pass every kept_every steps, kept (B, ceil(L / kept_every), N, D)
     batch, c, d, d_row = locate(tl.program_id(0), n_chunks, channels, BLOCK_D)
     a2 = load_tile(A, d, channels, N, N_PADDED) * LOG2E
     step_bias = 0.0

@@ -3,11 +3,13 @@
 It is bound by memory (the state is read and written once), so a program holds a tile (BLOCK_D, N) as the state lies in
 memory, N contiguous.
 """
+# mypy: ignore-errors
 
 import triton
 import triton.language as tl
 
-from mamba_seq.kernels.selective_scan._triton_math import LOG2E, exp2, sigmoid, step_size
+from mamba_seq.kernels._triton_math import LOG2E, exp2, sigmoid
+from mamba_seq.kernels.selective_scan._triton_tiles import step_size
 
 
 @triton.jit

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mamba_seq.kernels._numba import run_tasks, worker_count
-from mamba_seq.kernels._segments import Segment, address, last_dense, segments, walk
+from mamba_seq.kernels._segments import Segment, address, dense, last_dense, segments, walk
 from mamba_seq.kernels._simd import LANES, LOG2E
 from mamba_seq.kernels.selective_scan._cpu_kernels import (
     CHUNK,
@@ -186,7 +186,6 @@ def backward(
     )
 
 
-@torch.no_grad()
 def selective_state_update(
     state: Tensor,
     u: Tensor,
@@ -205,9 +204,9 @@ def selective_state_update(
     """
     batch, channels = u.shape
     n_state = A.shape[1]
-    us, deltas, Bs, Cs = (last_dense(x) for x in (u, delta, B, C))
+    us, deltas, Bs, Cs = last_dense(u), last_dense(delta), last_dense(B), last_dense(C)
     zs, skip, bias = (None if x is None else last_dense(x) for x in (z, D, delta_bias))
-    As, h = A.contiguous(), state.contiguous()
+    As, h = dense(A), dense(state)
     y = torch.empty((batch, channels), dtype=_F32)
     workers = _workers(batch * channels * n_state)
     scratch = torch.empty((workers, STEP_SCRATCH), dtype=_F32)
@@ -237,7 +236,7 @@ def selective_state_update(
         workers,
     )
     if h is not state:
-        state.copy_(h)
+        state.detach().copy_(h)
     return y.to(u.dtype)
 
 

@@ -1,16 +1,17 @@
 """The selective scan on the GPU: a parallel form of the recurrence of `reference.py`, in Triton.
 
-The recurrence is serial over time, and batch times channels often do not fill a GPU: one DNA sequence of a million bases
-may have 8 blocks of 32 channels. So the sequence is cut into chunks, and three functions, kept apart, work on them:
+The recurrence is serial over time, and batch times channels often do not fill a GPU: one DNA sequence of a million
+bases may have 8 blocks of 32 channels. So the sequence is cut into chunks, and three functions, kept apart, work on
+them:
 
 1. `summarise_chunks`: every chunk by itself, from a zero state: its end state, and the sum of its step sizes;
 2. `pass_summaries`: over the chunks, state_(c+1) = exp(A sum_c) state_c + end_c. The decay over a whole chunk needs no
    product of decays, only the sum of the step sizes, since A is constant over time;
 3. `compute_outputs`: every chunk by itself again, now from the state that truly precedes it.
 
-Every exponential is computed twice in that form, so where batch and channels fill the device on their own, a sequence is
-a single chunk, and (1) and (2) fall away. The backward pass has the same three parts in reverse, where what is passed on
-is the gradient of the state. Between the two passes only a state every KEPT_EVERY steps is kept.
+Every exponential is computed twice in that form, so where batch and channels fill the device on their own, a sequence
+is a single chunk, and (1) and (2) fall away. The backward pass has the same three parts in reverse, where what is
+passed on is the gradient of the state. Between the two passes only a state every KEPT_EVERY steps is kept.
 
 Sums over channels (dB, dC) are partial sums per block of channels, and sums over time (dA, dD, ddelta_bias) are partial
 sums per program, each added up afterwards in a fixed order: no atomics, the same bits at every run.
@@ -46,7 +47,7 @@ def forward(
     initial_state: Tensor | None,
     keep_for_backward: bool,
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Run the scan; arguments, shapes and results as `function.py` says. Saved: states (B, ceil(L / kept_every), N, D)."""
+    """Run the scan as `function.py` says; saved are states (B, ceil(L / kept_every), N, D)."""
     inputs = Inputs.prepare(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     cut = plan(u.shape, u.device)
     first = None if initial_state is None else initial_state.transpose(1, 2).contiguous()
@@ -76,7 +77,7 @@ def backward(
     delta_softplus: bool,
     initial_state: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of u, delta, A, B, C, D, z, delta_bias and initial_state; None for an input that was None."""
+    """Return the gradients of u, delta, A, B, C, D, z, delta_bias, initial_state; None for an input that was None."""
     inputs = Inputs.prepare(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     cut = plan(u.shape, u.device)
     dy = rows(dy)
@@ -280,10 +281,10 @@ def compute_outputs(
 
 
 def summarise_adjoints(dy: Tensor, inputs: Inputs, cut: Plan) -> tuple[Tensor, Tensor]:
-    """Phase 1 of the backward pass: return the sums of step sizes (B, chunks, D), and what each chunk's outputs add to
-    the gradient of the state before it.
+    """Phase 1 of the backward pass: return the sums of step sizes (B, chunks, D) and gradients of states.
 
-    The gradients are (B, chunks + 1, N, D), that of chunk c at c; the last entry is for `pass_summaries` to write.
+    They are what each chunk's outputs add to the gradient of the state before it, (B, chunks + 1, N, D), that of chunk
+    c at c; the last entry is for `pass_summaries` to write.
     """
     B, L, D = dy.shape
     sums = dy.new_empty((B, cut.n_chunks, D), dtype=torch.float32)
@@ -301,8 +302,8 @@ def compute_gradients(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor | None, Tensor | None]:
     """Phase 3 of the backward pass, from the kept states and the gradient of the state after each chunk.
 
-    Returns du, ddelta and dz (B, L, D), dA (N, D), dB and dC as one (B, L, 2, N), dD and ddelta_bias (D,); float32 but for
-    the first three. With a single chunk the gradient of the initial state is written to `adjoints`.
+    Returns du, ddelta and dz (B, L, D), dA (N, D), dB and dC as one (B, L, 2, N), dD and ddelta_bias (D,); float32
+    but for the first three. With a single chunk the gradient of the initial state is written to `adjoints`.
     """
     u, z = inputs.u, inputs.z
     B, L, D = u.shape
@@ -348,6 +349,6 @@ def warps(N: int, states_a_lane: int) -> int:
 
 
 def rows(tensor: Tensor) -> Tensor:
-    """Return (B, L, D) with unit stride along D, and rows near enough for 32-bit offsets within a chunk; copy if not."""
+    """Return (B, L, D) with unit stride along D, and rows near enough for 32-bit offsets in a chunk; copy if not."""
     near = abs(tensor.stride(1)) < 2**19
     return tensor if tensor.stride(2) == 1 and near else tensor.contiguous()

@@ -1,58 +1,11 @@
-"""What the Triton kernels of the scan share: exponentials, softplus, the gate, tiles of states, sums over lanes.
+"""What the kernels of the scan share: who works on what, rows of B and C, tiles of states, sums over lanes."""
+# mypy: ignore-errors
 
-On the GPU, exponential and reciprocal are single instructions of the special-function unit (2 units in the last place,
-denormals flushed to zero), written as inline assembly since `tl.exp2` and a division cost several each. Triton's
-interpreter knows no assembly; there they are the plain operations. That is all that differs between the two.
-"""
-
-import triton
 import triton.language as tl
 
-from mamba_seq.kernels._dispatch import triton_interpreted
+from mamba_seq.kernels._triton_math import device_function, softplus
 
-APPROXIMATE = tl.constexpr(not triton_interpreted())
-LOG2E = tl.constexpr(1.4426950408889634)
-LN2 = tl.constexpr(0.6931471805599453)
 LANES = tl.constexpr(32)
-
-# the interpreter sets itself up anew at every call of a jitted function, 2 ms each; a plain function runs in the caller's
-device_function = (lambda function: function) if triton_interpreted() else triton.jit
-
-
-@device_function
-def exp2(x):
-    if APPROXIMATE:
-        return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
-    else:
-        return tl.exp2(x)
-
-
-@device_function
-def reciprocal(x):
-    if APPROXIMATE:
-        return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
-    else:
-        return 1.0 / x
-
-
-@device_function
-def softplus(x):
-    # max(x, 0) + log1p(e), e = exp(-|x|): log1p(e) = 2 atanh(s), s = e / (2 + e), and s <= 1/3, so that a polynomial of
-    # degree 4 in s^2 (minimax, relative error 4e-9) is exact to rounding; log(1 + e) would lose small steps entirely
-    e = exp2(-tl.abs(x) * LOG2E)
-    s = e * reciprocal(2.0 + e)
-    q = s * s
-    p = 0.28191546 * q + 0.27957666
-    p = p * q + 0.40025115
-    p = p * q + 0.66666311
-    p = p * q + 2.0
-    return tl.maximum(x, 0.0) + s * p
-
-
-@device_function
-def sigmoid(x):
-    # exp2 of a large argument is infinite and its reciprocal 0: the limit is right at both ends
-    return reciprocal(1.0 + exp2(-x * LOG2E))
 
 
 @device_function
@@ -66,8 +19,8 @@ def step_size(raw, SOFTPLUS: tl.constexpr):
 
 @device_function
 def locate(program, parts, channels, BLOCK_D: tl.constexpr):
-    # program -> batch item (int64: it multiplies strides), part of the sequence, channels, and channels clamped for loads
-    # of rows, which then need no mask. Neighbours read the same rows of B and C.
+    # program -> batch item (int64: it multiplies strides), part of the sequence, channels, and channels clamped for
+    # loads of rows, which then need no mask. Neighbours read the same rows of B and C.
     blocks = (channels + BLOCK_D - 1) // BLOCK_D
     d = (program % blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
     part = (program // blocks) % parts
@@ -87,8 +40,8 @@ def load_projection(pointer, N: tl.constexpr, N_PADDED: tl.constexpr):
 
 @device_function
 def load_tile(pointer, d, channels, N: tl.constexpr, N_PADDED: tl.constexpr):
-    # a tile (N, BLOCK_D) of A or of a state, both stored with D contiguous; zero outside. The channels must come as they
-    # are, not clamped: that they are contiguous is what decides the layout of the tile
+    # a tile (N, BLOCK_D) of A or of a state, both stored with D contiguous; zero outside. The channels must come as
+    # they are, not clamped: that they are contiguous is what decides the layout of the tile
     n = tl.arange(0, N_PADDED)
     where = pointer + n[:, None] * channels + d[None, :]
     return tl.load(where, mask=(n < N)[:, None] & (d < channels)[None, :], other=0.0)
@@ -105,8 +58,9 @@ def store_tile(pointer, tile, d, channels, N: tl.constexpr, N_PADDED: tl.constex
 def store_sums_over_lanes(pointer, x, y, N_PADDED: tl.constexpr):
     """Store the sums over lanes of x (N, 32) and y (N, 32) at pointer (2, N).
 
-    Each exchange halves the rows that a lane works on: lanes with the mask's bit keep one half and send the other. That is
-    31 exchanges for 32 rows where a sum a row would take 160. At the end a lane's number says which row it holds.
+    Each exchange halves the rows that a lane works on: lanes with the mask's bit keep one half and send the other.
+    That is 31 exchanges for 32 rows where a sum a row would take 160. At the end a lane's number says which row it
+    holds.
     """
     lane = tl.arange(0, LANES)
     for k in tl.static_range(5):

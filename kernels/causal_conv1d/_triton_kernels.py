@@ -1,0 +1,229 @@
+"""The kernels of the causal convolution. `triton.py` says how they work and launches them."""
+# Triton's language is not quite Python: it has tuples but no unpacking into one, and its interpreter cannot count a
+# `for` over a loaded bound, hence `while`
+# ruff: noqa: RUF005
+# mypy: ignore-errors
+
+import triton
+import triton.language as tl
+
+from mamba_seq.kernels._triton_math import device_function, sigmoid
+
+
+@triton.jit(do_not_specialize=["length", "stretch"])
+def convolution(
+    y,
+    x,
+    weight,
+    bias,
+    state,
+    x_batch,
+    x_row,
+    length,
+    channels,
+    stretch,
+    K: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_STATE: tl.constexpr,
+    SILU: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    batch, part, d = locate(length, channels, stretch, BLOCK_D)
+    inside = d < channels
+    taps, offset = load_weights(weight, bias, d, inside, K, HAS_BIAS)
+    t = part * stretch
+    end = tl.minimum(t + stretch, length)
+    x += batch * x_batch + d
+    y += batch * length * channels + d
+    window = load_window(x, state, batch, t, x_row, channels, d, inside, K, HAS_STATE)
+    while t < end:
+        for i in tl.static_range(GROUP):
+            here = inside & (t + i < end)
+            window = window + (tl.load(x + (t + i).to(tl.int64) * x_row, mask=here, other=0.0).to(tl.float32),)
+        for i in tl.static_range(GROUP):
+            value = convolve(window, i, taps, offset, K)
+            if SILU:
+                value *= sigmoid(value)
+            here = inside & (t + i < end)
+            tl.store(y + (t + i).to(tl.int64) * channels, value.to(y.dtype.element_ty), mask=here)
+        window = last(window, GROUP, K - 1)
+        t += GROUP
+
+
+@triton.jit(do_not_specialize=["length", "stretch"])
+def convolution_gradients(
+    dx,
+    dweight,
+    dbias,
+    dstate,
+    dy,
+    x,
+    weight,
+    bias,
+    state,
+    dy_batch,
+    dy_row,
+    x_batch,
+    x_row,
+    length,
+    channels,
+    stretch,
+    K: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_STATE: tl.constexpr,
+    SILU: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    # dweight (B * parts, K, D) and dbias (B * parts, D) are partial sums of one stretch each
+    batch, part, d = locate(length, channels, stretch, BLOCK_D)
+    inside = d < channels
+    taps, offset = load_weights(weight, bias, d, inside, K, HAS_BIAS)
+    start = part * stretch
+    end = tl.minimum(start + stretch, length)
+    x += batch * x_batch + d
+    dy += batch * dy_batch + d
+    dx += batch * length * channels + d
+    if HAS_STATE:
+        dstate += (batch * channels + d) * (K - 1)
+    window = load_window(x, state, batch, start, x_row, channels, d, inside, K, HAS_STATE)
+    zero = tl.zeros([BLOCK_D], tl.float32)
+    gs = ()  # gradients before the activation of the K - 1 steps before t
+    dtaps = ()
+    for _ in tl.static_range(K - 1):
+        gs = gs + (zero,)
+    for _ in tl.static_range(K):
+        dtaps = dtaps + (zero,)
+    doffset = zero
+
+    t = start
+    while t < end + K - 1:
+        raws = ()
+        for i in tl.static_range(GROUP):
+            here = inside & (t + i < length) & (t + i < end + K - 1)
+            window = window + (tl.load(x + (t + i).to(tl.int64) * x_row, mask=here, other=0.0).to(tl.float32),)
+            raws = raws + (tl.load(dy + (t + i).to(tl.int64) * dy_row, mask=here, other=0.0),)
+        for i in tl.static_range(GROUP):
+            g = raws[i].to(tl.float32)
+            if SILU:
+                value = convolve(window, i, taps, offset, K)
+                s = sigmoid(value)
+                g *= s * (1.0 + value * (1.0 - s))
+            gs = gs + (g,)
+            own = tl.where(t + i < end, g, 0.0)  # later steps belong to the next stretch
+            doffset += own
+            new = ()
+            for k in tl.static_range(K):
+                new = new + (dtaps[k] + own * window[i + k],)
+            dtaps = new
+            total = zero
+            for k in tl.static_range(K):
+                total += taps[K - 1 - k] * gs[i + k]
+            s_time = t + i - (K - 1)
+            here = inside & (s_time >= start) & (s_time < end)
+            tl.store(dx + s_time.to(tl.int64) * channels, total.to(dx.dtype.element_ty), mask=here)
+            if HAS_STATE:
+                here = inside & (part == 0) & (s_time < 0)
+                tl.store(dstate + (t + i), total.to(dstate.dtype.element_ty), mask=here)
+        window = last(window, GROUP, K - 1)
+        gs = last(gs, GROUP, K - 1)
+        t += GROUP
+
+    slot = batch * ((length + stretch - 1) // stretch) + part
+    for k in tl.static_range(K):
+        tl.store(dweight + (slot * K + k) * channels + d, dtaps[k], mask=inside)
+    if HAS_BIAS:
+        tl.store(dbias + slot * channels + d, doffset, mask=inside)
+
+
+@triton.jit
+def convolution_step(
+    y,
+    x,
+    state,
+    weight,
+    bias,
+    x_batch,
+    x_d,
+    state_batch,
+    state_d,
+    state_k,
+    weight_d,
+    weight_k,
+    channels,
+    K: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SILU: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    blocks = (channels + BLOCK_D - 1) // BLOCK_D
+    batch = (tl.program_id(0) // blocks).to(tl.int64)
+    d = (tl.program_id(0) % blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
+    inside = d < channels
+    state += batch * state_batch + d * state_d
+    weight += d * weight_d
+    now = tl.load(x + batch * x_batch + d * x_d, mask=inside, other=0.0)
+    value = tl.load(weight + (K - 1) * weight_k, mask=inside, other=0.0).to(tl.float32) * now.to(tl.float32)
+    if HAS_BIAS:
+        value += tl.load(bias + d, mask=inside, other=0.0).to(tl.float32)
+    for k in tl.static_range(K - 1):
+        past = tl.load(state + k * state_k, mask=inside, other=0.0)
+        value += tl.load(weight + k * weight_k, mask=inside, other=0.0).to(tl.float32) * past.to(tl.float32)
+        if k > 0:
+            tl.store(state + (k - 1) * state_k, past, mask=inside)
+    tl.store(state + (K - 2) * state_k, now, mask=inside)
+    if SILU:
+        value *= sigmoid(value)
+    tl.store(y + batch * channels + d, value.to(y.dtype.element_ty), mask=inside)
+
+
+@device_function
+def locate(length, channels, stretch, BLOCK_D: tl.constexpr):
+    # program -> batch item (int64: it multiplies strides), stretch of time, channels
+    blocks = (channels + BLOCK_D - 1) // BLOCK_D
+    parts = (length + stretch - 1) // stretch
+    program = tl.program_id(0)
+    d = (program % blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
+    return (program // (blocks * parts)).to(tl.int64), (program // blocks) % parts, d
+
+
+@device_function
+def load_weights(weight, bias, d, inside, K: tl.constexpr, HAS_BIAS: tl.constexpr):
+    taps = ()
+    for k in tl.static_range(K):
+        taps = taps + (tl.load(weight + d * K + k, mask=inside, other=0.0).to(tl.float32),)
+    offset = tl.zeros(d.shape, tl.float32)
+    if HAS_BIAS:
+        offset = tl.load(bias + d, mask=inside, other=0.0).to(tl.float32)
+    return taps, offset
+
+
+@device_function
+def load_window(x, state, batch, t, x_row, channels, d, inside, K: tl.constexpr, HAS_STATE: tl.constexpr):
+    # the K - 1 rows before t, oldest first; before the sequence, those of the state (B, D, K-1), or zeros
+    window = ()
+    for k in tl.static_range(K - 1):
+        at = t + (k - (K - 1))
+        row = tl.load(x + at.to(tl.int64) * x_row, mask=inside & (at >= 0), other=0.0).to(tl.float32)
+        if HAS_STATE:
+            past = state + (batch * channels + d) * (K - 1) + (t + k)
+            row += tl.load(past, mask=inside & (at < 0), other=0.0).to(tl.float32)
+        window = window + (row,)
+    return window
+
+
+@device_function
+def convolve(window, i, taps, offset, K: tl.constexpr):
+    value = offset
+    for k in tl.static_range(K):
+        value += taps[k] * window[i + k]
+    return value
+
+
+@device_function
+def last(window, START: tl.constexpr, COUNT: tl.constexpr):
+    rest = ()
+    for k in tl.static_range(COUNT):
+        rest = rest + (window[START + k],)
+    return rest

@@ -1,0 +1,111 @@
+"""The causal convolution on the GPU, in Triton: forward, backward and the single step.
+
+A program owns BLOCK_D channels and walks through a stretch of time with the last K - 1 rows in registers, so that
+every row is read once. Backward walks the same way: a step's gradient before the activation joins a second window of
+K rows, and the gradient of the input K - 1 steps earlier is then complete. The weights' gradients are partial sums
+per program, added up afterwards in a fixed order: no atomics, the same bits at every run.
+"""
+
+import torch
+import triton
+from torch import Tensor
+
+from mamba_seq.kernels._dispatch import triton_interpreted
+from mamba_seq.kernels.causal_conv1d import _triton_kernels
+
+BLOCK_D = 128  # channels of a program: one warp, four a lane
+GROUP = 8  # rows whose loads go out together
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, initial_state: Tensor | None
+) -> Tensor:
+    """Return y (B, L, D); arguments as `function.py` says."""
+    x = rows(x)
+    B, L, D = x.shape
+    y = x.new_empty((B, L, D))
+    stretch = steps_a_program(x)
+    with torch.cuda.device_of(x):
+        _triton_kernels.convolution[(triton.cdiv(D, BLOCK_D) * triton.cdiv(L, stretch) * B,)](
+            y, x, weight.contiguous(), bias, contiguous(initial_state), x.stride(0), x.stride(1), L, D, stretch,
+            **switches(weight, bias, activation, initial_state), num_warps=1,
+        )  # fmt: skip
+    return y
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    initial_state: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Return the gradients of x, weight, bias and initial_state; None for an input that was None."""
+    x, dy = rows(x), rows(dy)
+    B, L, D = x.shape
+    K = weight.shape[1]
+    stretch = steps_a_program(x)
+    parts = B * triton.cdiv(L, stretch)
+    dx = x.new_empty((B, L, D))
+    dweight = x.new_empty((parts, K, D), dtype=torch.float32)
+    dbias = None if bias is None else x.new_empty((parts, D), dtype=torch.float32)
+    dstate = None if initial_state is None else x.new_empty((B, D, K - 1))
+    with torch.cuda.device_of(x):
+        _triton_kernels.convolution_gradients[(triton.cdiv(D, BLOCK_D) * parts,)](
+            dx, dweight, dbias, dstate, dy, x, weight.contiguous(), bias, contiguous(initial_state),
+            dy.stride(0), dy.stride(1), x.stride(0), x.stride(1), L, D, stretch,
+            **switches(weight, bias, activation, initial_state), num_warps=1,
+        )  # fmt: skip
+    return (
+        dx,
+        dweight.sum(0).t().to(weight.dtype, memory_format=torch.contiguous_format),
+        None if bias is None or dbias is None else dbias.sum(0).to(bias.dtype),
+        dstate,
+    )
+
+
+def causal_conv1d_update(
+    x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
+) -> Tensor:
+    """Convolve one step x (B, D), shifting it into `state` (B, D, K-1) in place; return y (B, D)."""
+    B, D = x.shape
+    y = x.new_empty((B, D))
+    with torch.cuda.device_of(x):
+        _triton_kernels.convolution_step[(triton.cdiv(D, BLOCK_D) * B,)](
+            y, x, state, weight, bias, *x.stride(), *state.stride(), *weight.stride(), D,
+            K=weight.shape[1], HAS_BIAS=bias is not None, SILU=activation == "silu", BLOCK_D=BLOCK_D, num_warps=1,
+        )  # fmt: skip
+    return y
+
+
+def steps_a_program(x: Tensor) -> int:
+    """Return the length of a program's stretch: long enough for few partial sums, short enough for many programs."""
+    B, L, D = x.shape
+    wanted = B * L * triton.cdiv(D, BLOCK_D) // 4096
+    shortest, longest = (16, 16) if triton_interpreted() else (32, 256)
+    return min(max(2 ** (max(wanted, 1).bit_length() - 1), shortest), longest)
+
+
+def switches(
+    weight: Tensor, bias: Tensor | None, activation: str | None, initial_state: Tensor | None
+) -> dict[str, int | bool]:
+    """Return the compile-time arguments of both directions."""
+    return {
+        "K": weight.shape[1],
+        "HAS_BIAS": bias is not None,
+        "HAS_STATE": initial_state is not None,
+        "SILU": activation == "silu",
+        "BLOCK_D": BLOCK_D,
+        "GROUP": GROUP,
+    }
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """Return (B, L, D) with unit stride along D, copied if need be."""
+    return tensor if tensor.stride(2) == 1 else tensor.contiguous()
+
+
+def contiguous(tensor: Tensor | None) -> Tensor | None:
+    """Return the tensor contiguous, None for None."""
+    return None if tensor is None else tensor.contiguous()
