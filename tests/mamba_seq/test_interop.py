@@ -168,19 +168,21 @@ def test_weights_of_16_bits_are_loaded_in_float32(theirs: Make, tmp_path: Path) 
 
 def test_shards_are_put_together(theirs: Make, tmp_path: Path) -> None:
     model = theirs(tie_word_embeddings=False)
-    model.save_pretrained(tmp_path, max_shard_size="4KB")
-    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
-    assert_same_logits(from_pretrained(tmp_path), model, 12)
-    next(iter(sorted(tmp_path.glob("model-*.safetensors")))).unlink()
+    folder = tmp_path / "m"
+    model.save_pretrained(folder, max_shard_size="4KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 2
+    assert_same_logits(from_pretrained(folder), model, 12)
+    next(iter(sorted(folder.glob("model-*.safetensors")))).unlink()
     with pytest.raises(ModelError, match=r"names 'model-00001-of-\d+\.safetensors', which is not there"):
-        from_pretrained(tmp_path)
-    index = tmp_path / "model.safetensors.index.json"
+        from_pretrained(folder)
+    index = folder / "model.safetensors.index.json"
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     index.write_text('{"weight_map": {"a": "../a.safetensors"}}')
     with pytest.raises(ModelError, match=r"names '\.\./a\.safetensors'"):
-        from_pretrained(tmp_path)
+        from_pretrained(folder)
     index.write_text("[]")
     with pytest.raises(ModelError, match="cannot be read as an index"):
-        from_pretrained(tmp_path)
+        from_pretrained(folder)
 
 
 def test_a_stack_saved_without_its_head_is_a_tied_model(theirs: Make, tmp_path: Path) -> None:
@@ -311,14 +313,13 @@ class TestMambaSSM:
             ({"bidirectional": True}, "does not know, and will not guess about: bidirectional"),
             ({"ssm_cfg": {"headdim": 64}}, r"does not know, .*: ssm_cfg\.headdim"),
             ({"ssm_cfg": [1]}, r"ssm_cfg is \[1\], expected an object"),
-            ({"ssm_cfg": {"expand": 1.5}}, None),
-            ({"ssm_cfg": {"expand": 1.55}}, "24 channels for a width of 16, expected a multiple"),
+            ({"ssm_cfg": {"expand": 1.5}}, "24 channels for a width of 16, expected a multiple"),
             ({"vocab_size": 13, "pad_vocab_size_multiple": 8}, r"embedding\.weight is \(12, 16\), expected \(16, 16\)"),
             ({"rms_norm": False}, r"backbone\.layers\.0\.norm\.bias is missing"),
         ],
     )
     def test_what_our_block_does_not_do_is_refused(
-        self, theirs: Make, tmp_path: Path, fields: dict[str, Any], message: str | None
+        self, theirs: Make, tmp_path: Path, fields: dict[str, Any], message: str
     ) -> None:
         self.write(tmp_path, self.their_weights(theirs()), **fields)
         with pytest.raises(ModelError, match=message):
