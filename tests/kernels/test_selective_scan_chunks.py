@@ -1,5 +1,7 @@
 """One scan three ways: the whole sequence, chunk after chunk carrying the state, and step by step."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -20,15 +22,19 @@ from tests.kernels.scan_cases import (
 OVER_TIME = ("u", "delta", "B", "C", "z")
 CLOSE = Tolerance(1e-5, 1e-5, 1e-5)
 # (backend, case, chunk lengths); a chunk of 0 is what an empty read from a stream gives
-RUNS = [
+RUNS: list[Any] = [
     ("reference", ScanCase(140, D=3, N=4), (1, 2, 0, 63, 64, 10)),
     ("cpu", ScanCase(2049, D=5, N=16), (1, 2, 0, 127, 1000, 129, 790)),
     ("cpu", ScanCase(300, D=17, N=3, draw="mamba"), (299, 1)),
     ("cpu", ScanCase(301, D=3, N=8, draw="remembering", on=("bias", "softplus", "init", "final")), (7,) * 43),
-    ("triton", ScanCase(140, D=3, N=4), (1, 2, 0, 63, 64, 10)),
-    ("triton", ScanCase(35, D=8, N=3, draw="mamba"), (7,) * 5),
+    ("triton", ScanCase(39, D=2, N=3, batch=1), (1, 2, 0, 33, 3)),
+    ("triton", ScanCase(9, D=8, N=3, draw="mamba", on=("D", "z", "bias", "softplus", "final")), (3,) * 3),
+    pytest.param("triton", ScanCase(2049, D=40, N=16), (1, 2, 0, 127, 1000, 129, 790), marks=pytest.mark.gpu),
 ]
-IDS = [f"{backend}-{case}" for backend, case, _ in RUNS]
+
+
+def named(value: Any) -> str:
+    return f"{len(value)}-chunks" if isinstance(value, tuple) else str(value)
 
 
 def run_chunked(inputs: Inputs, case: ScanCase, lengths: tuple[int, ...], backend: str) -> dict[str, torch.Tensor]:
@@ -48,13 +54,13 @@ def run_chunked(inputs: Inputs, case: ScanCase, lengths: tuple[int, ...], backen
     return {"y": torch.cat(outputs, dim=1), "final_state": state}
 
 
-@pytest.mark.parametrize(("backend", "case", "lengths"), RUNS, ids=IDS)
+@pytest.mark.parametrize(("backend", "case", "lengths"), RUNS, ids=named)
 def test_chunks(backend: str, case: ScanCase, lengths: tuple[int, ...]) -> None:
     inputs = on_device(draw_inputs(case), DEVICE[backend])
     assert_close(run_chunked(inputs, case, lengths, backend), run_scan(inputs, case, backend), CLOSE)
 
 
-@pytest.mark.parametrize(("backend", "case", "lengths"), RUNS, ids=IDS)
+@pytest.mark.parametrize(("backend", "case", "lengths"), RUNS, ids=named)
 def test_gradient_through_chunks(backend: str, case: ScanCase, lengths: tuple[int, ...]) -> None:
     inputs = on_device(draw_inputs(case), DEVICE[backend])
     upstream = tuple(t.to(DEVICE[backend]) for t in draw_upstream(case, inputs))
@@ -69,9 +75,9 @@ def test_gradient_through_chunks(backend: str, case: ScanCase, lengths: tuple[in
 
 @pytest.mark.parametrize(
     ("backend", "case"),
-    [("reference", ScanCase(33, D=3, N=4)), ("triton", ScanCase(20, D=3, N=4))]
+    [("reference", ScanCase(33, D=3, N=4)), ("triton", ScanCase(10, D=3, N=4))]
     + [("cpu", ScanCase(500, D=5, N=16, draw=draw)) for draw in ("published", "mamba", "remembering")]
-    + [(backend, ScanCase(20, D=6, N=3, on=on)) for backend in BACKENDS for on in [("init", "final"), ("z", "final")]],
+    + [(backend, ScanCase(10, D=6, N=3, on=on)) for backend in BACKENDS for on in [("init", "final"), ("z", "final")]],
     ids=str,
 )
 def test_steps(backend: str, case: ScanCase) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.kernels.compare import BACKENDS, DEVICE, DTYPES, assert_close
+from tests.kernels.compare import BACKENDS, DEVICE, DTYPES, allowed, assert_close
 from tests.kernels.scan_cases import (
     ARGUMENTS,
     CPU_CASES,
@@ -26,7 +26,11 @@ def check(case: ScanCase, backend: str) -> None:
     inputs = on_device(draw_inputs(case), DEVICE[backend])
     dy, dfinal_state = draw_upstream(case, inputs)
     upstream = (dy.to(DEVICE[backend]), dfinal_state.to(DEVICE[backend]))
-    assert_close(run_with_gradients(inputs, upstream, case, backend), truth(case), TOLERANCES[case.dtype])
+    assert_close(
+        run_with_gradients(inputs, upstream, case, backend),
+        truth(case),
+        allowed(TOLERANCES[case.dtype], case.dtype, backend),
+    )
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -45,6 +49,7 @@ def test_cpu(case: ScanCase) -> None:
     check(case, "cpu")
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp2:RuntimeWarning")  # numpy's, in Triton's interpreter
 @pytest.mark.parametrize("case", INTERPRETED_CASES, ids=str)
 def test_triton(case: ScanCase) -> None:
     check(case, "triton")
@@ -56,10 +61,11 @@ def test_triton_gpu(case: ScanCase) -> None:
     check(case, "triton")
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp2:RuntimeWarning")  # numpy's, in Triton's interpreter
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_padding_has_no_gradient(backend: str) -> None:
     """Through a step with delta -1e4 and softplus nothing but the read-out and the skip connection sends a gradient."""
-    case = ScanCase(40, D=3, N=4)
+    case = ScanCase(35, D=3, N=4, batch=1)
     inputs = draw_inputs(case)
     inputs["delta"] = torch.full_like(inputs["delta"], -1e4)
     upstream = tuple(t.to(DEVICE[backend]) for t in draw_upstream(case, inputs))
@@ -68,10 +74,10 @@ def test_padding_has_no_gradient(backend: str) -> None:
         assert torch.equal(got[name], torch.zeros_like(got[name])), name
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["reference", "cpu", pytest.param("triton", marks=pytest.mark.gpu)])
 def test_twice_the_same_to_the_bit(backend: str) -> None:
     """No sum that a gradient sees depends on the order in which threads arrive."""
-    case = ScanCase(130 if backend == "triton" else 600, D=8, N=5, batch=3)
+    case = ScanCase(600, D=40, N=5, batch=3)
     inputs = on_device(draw_inputs(case), DEVICE[backend])
     upstream = tuple(t.to(DEVICE[backend]) for t in draw_upstream(case, inputs))
     first = run_with_gradients(inputs, upstream, case, backend)
