@@ -57,23 +57,22 @@ class FastqParser:
 
     def _whole_records(self) -> Iterator[SequenceRecord]:
         """Records of four lines that lie in one block, as most do: split at once, up to the first of another form."""
-        source, kind = self._source, self._kind
-        data, pos = source.data, source.pos
-        lines = data[pos : data.rfind(b"\n", pos) + 1].split(b"\n")
-        for i in range(0, len(lines) - 4, 4):
-            header, bases, plus, qualities = lines[i : i + 4]
+        source, kind, record = self._source, self._kind, self._record
+        pos = source.pos
+        lines = source.data[pos : source.data.rfind(b"\n", pos) + 1].split(b"\n")[:-1]
+        for header, bases, plus, qualities in zip(lines[0::4], lines[1::4], lines[2::4], lines[3::4], strict=False):
             if (
-                header[:1] != b"@"
-                or plus[:1] != b"+"
-                or len(bases) != len(qualities)
+                len(bases) != len(qualities)
+                or not header.startswith(b"@")
+                or not plus.startswith(b"+")
                 or b" " in bases
                 or b"\t" in bases
             ):
-                return
+                break
             pos += len(header) + len(bases) + len(plus) + len(qualities) + 4
-            source.pos = pos
-            self._record = SequenceRecord(header[1 : LONGEST_LINE + 1], kind, bases)
-            yield self._record
+            record = SequenceRecord(header[1 : LONGEST_LINE + 1], kind, bases)
+            yield record
+        source.pos, self._record = pos, record
 
     def _next_chunk(self) -> bytes:
         """More of the record's sequence lines; at their end the qualities are passed and nothing is returned."""

@@ -30,7 +30,7 @@ class InvalidLetters:
 
     def __str__(self) -> str:
         more = f" and {self.count - 1} more" if self.count > 1 else ""
-        return f"{self.letter!r} at position {self.position}{more}"
+        return f"'{self.letter}' at position {self.position}{more}"
 
 
 class RecordKind:

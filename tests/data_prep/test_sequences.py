@@ -124,7 +124,7 @@ def test_invalid_letters_are_reported_with_their_place_and_read_as_n(block_size:
     assert found == [
         ("ACGTANCN", 8, 6, "'X' at position 6 and 1 more"),
         ("ACGT", 4, 4, "None"),
-        ("N", 1, 0, r"'\\xe9' at position 1"),
+        ("N", 1, 0, r"'\xe9' at position 1"),
     ]
 
 

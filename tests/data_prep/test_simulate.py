@@ -105,7 +105,7 @@ def test_the_script_makes_the_same_file_twice(
 ) -> None:
     rng = np.random.default_rng(0)
     for label in ("homo_sapiens", "mus_musculus"):
-        letters = decode(rng.integers(0, 4, 200_000, dtype=np.uint8))
+        letters = decode(rng.integers(0, 4, 150_000, dtype=np.uint8))
         write_fasta(tmp_path / "data" / label / "x.fa.gz", {"chr": letters}, "gzip")
     script = load_script()
     for out in ("one", "two"):
