@@ -19,7 +19,7 @@ def describe(device: torch.device) -> Iterator[tuple[str, str]]:
     yield "python", f"{platform.python_version()} on {platform.platform()}"
     for package in PACKAGES:
         yield package, _version(package)
-    yield "CPU", f"{_cpu_name()}, {cores()} cores"
+    yield "CPU", f"{cpu_name()}, {cores()} cores"
     yield "threads", f"{torch.get_num_threads()} (torch)"
     yield from _gpus()
     yield "device", str(device)
@@ -58,7 +58,8 @@ def _scans(device: torch.device) -> Iterator[tuple[str, str]]:
             yield f"scan {backend}", "can run"
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Return the name of the processor, as well as this system tells it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
