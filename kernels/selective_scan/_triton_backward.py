@@ -208,7 +208,6 @@ def gradients(
     HAS_D: tl.constexpr,
     HAS_Z: tl.constexpr,
     SOFTPLUS: tl.constexpr,
-    STORE_START: tl.constexpr,
     BLOCK_D: tl.constexpr,
     STEPS: tl.constexpr,
 ):
@@ -302,7 +301,7 @@ def gradients(
         tl.store(dD + part * channels + d, dD_sum, mask=inside)
     if HAS_BIAS:
         tl.store(dbias + part * channels + d, dbias_sum, mask=inside)
-    if STORE_START:
+    if n_chunks == 1:  # otherwise the pass over the chunks has left the gradient of the initial state there
         store_tile(adjoints, carry, d, channels, N, N_PADDED)
 
 

@@ -197,7 +197,6 @@ def outputs(
     HAS_Z: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     KEEP: tl.constexpr,
-    STORE_END: tl.constexpr,
     BLOCK_D: tl.constexpr,
     STEPS: tl.constexpr,
 ):
@@ -245,7 +244,7 @@ def outputs(
             )  # fmt: skip
             t += 1
         start += steps
-    if STORE_END:
+    if n_chunks == 1:  # otherwise the pass over the chunks has left the final state there
         store_tile(states + N * channels, h, d, channels, N, N_PADDED)
 
 

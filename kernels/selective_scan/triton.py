@@ -30,6 +30,8 @@ from mamba_seq.kernels.selective_scan import _triton_backward, _triton_forward, 
 BLOCK_D = 32  # channels of a program: one warp, one channel a lane
 STEPS = 4  # time steps whose loads and step sizes are computed together
 BACKWARD_STEPS = 2  # and whose states the backward pass holds in registers
+FORWARD_REGISTERS = 96  # registers a lane; None leaves them to the compiler. Fewer let more programs run at a time
+BACKWARD_REGISTERS = 168
 KEPT_EVERY = 128  # time steps between the states that the backward pass starts from
 MOST_PROGRAMS = 8192  # of the gradients at a time; each has scratch memory for the states of one stretch
 
@@ -240,7 +242,7 @@ def summarise_chunks(inputs: Inputs, cut: Plan) -> tuple[Tensor, Tensor]:
     _triton_forward.chunk_summaries[(inputs.programs(cut),)](
         u, inputs.delta, inputs.A, inputs.B, inputs.delta_bias, states, sums,
         *u.stride()[:2], *inputs.delta.stride()[:2], L, D, cut.chunk, cut.n_chunks,
-        **inputs.switches(STEPS), num_warps=warps(inputs.A.shape[0], 64),
+        **inputs.switches(STEPS), num_warps=warps(inputs.A.shape[0]),
     )  # fmt: skip
     return sums, states
 
@@ -274,8 +276,8 @@ def compute_outputs(
         y, states, kept, u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, z, inputs.delta_bias,
         *u.stride()[:2], *inputs.delta.stride()[:2], *inputs.z_strides(),
         L, D, cut.chunk, cut.n_chunks, cut.kept_every,
-        HAS_D=inputs.D is not None, HAS_Z=z is not None, KEEP=kept is not None, STORE_END=cut.n_chunks == 1,
-        **inputs.switches(STEPS), num_warps=warps(N, 64),
+        HAS_D=inputs.D is not None, HAS_Z=z is not None, KEEP=kept is not None,
+        **inputs.switches(STEPS), num_warps=warps(N), maxnreg=FORWARD_REGISTERS if N <= 16 else None,
     )  # fmt: skip
     return y, () if kept is None else (kept,)
 
@@ -292,7 +294,7 @@ def summarise_adjoints(dy: Tensor, inputs: Inputs, cut: Plan) -> tuple[Tensor, T
     _triton_backward.adjoint_summaries[(inputs.programs(cut),)](
         dy, inputs.delta, inputs.A, inputs.C, inputs.z, inputs.delta_bias, adjoints, sums,
         *dy.stride()[:2], *inputs.delta.stride()[:2], *inputs.z_strides(), L, D, cut.chunk, cut.n_chunks,
-        HAS_Z=inputs.z is not None, **inputs.switches(STEPS), num_warps=warps(inputs.A.shape[0], 64),
+        HAS_Z=inputs.z is not None, **inputs.switches(STEPS), num_warps=warps(inputs.A.shape[0]),
     )  # fmt: skip
     return sums, adjoints
 
@@ -329,8 +331,8 @@ def compute_gradients(
             du, ddelta, dz, dBC, dA, dD, dbias,
             *dy.stride()[:2], *u.stride()[:2], *inputs.delta.stride()[:2], *inputs.z_strides(),
             B, L, D, cut.chunk, cut.n_chunks, cut.kept_every, first, tiles,
-            HAS_D=inputs.D is not None, HAS_Z=z is not None, STORE_START=cut.n_chunks == 1,
-            **inputs.switches(BACKWARD_STEPS), num_warps=warps(N, 16),
+            HAS_D=inputs.D is not None, HAS_Z=z is not None,
+            **inputs.switches(BACKWARD_STEPS), num_warps=warps(2 * N), maxnreg=BACKWARD_REGISTERS,
         )  # fmt: skip
     return (
         du,
@@ -343,9 +345,9 @@ def compute_gradients(
     )
 
 
-def warps(N: int, states_a_lane: int) -> int:
-    """Return how many warps share a program's states, so that a lane's part of them fits in its registers."""
-    return min(max(1, triton.next_power_of_2(N) // states_a_lane), 16)
+def warps(states: int) -> int:
+    """Return how many warps share the states of a block of channels: 32 states a lane fit in its registers."""
+    return min(triton.cdiv(triton.next_power_of_2(states), 32), 16)
 
 
 def rows(tensor: Tensor) -> Tensor:
