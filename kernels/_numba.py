@@ -1,4 +1,4 @@
-"""How the CPU kernels are compiled and shared out over threads.
+"""How the CPU kernels are compiled and spread over threads.
 
 Numba's own `parallel=True` is not used: its `omp` layer aborts a process that forks after the first kernel (every
 DataLoader worker does), and its `workqueue` layer aborts when two Python threads call at once. Kernels are serial, free
@@ -30,24 +30,34 @@ def compiled(function: Callable[..., Any]) -> "Kernel":
 
 
 class Kernel:
-    """A Numba function that outlives a cache folder it cannot write to."""
+    """A Numba function that can do without its cache on disk."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
         functools.update_wrapper(self, function)
 
-    def __call__(self, *arguments: float) -> None:
-        """Run on plain int and float arguments, the same types at every call."""
-        self.dispatcher(*arguments)
+    def __call__(self, *arguments: int) -> None:
+        """Run the kernel; the interpreter lock is released meanwhile."""
+        try:
+            self.dispatcher(*arguments)
+        except OSError as error:  # kernels do no input and output, only the cache does: the disk is full, or went away
+            _say_uncached(str(error))
+            self.dispatcher = numba.njit(**_OPTIONS)(self._function)
+            self.dispatcher(*arguments)
 
     @functools.cached_property
     def dispatcher(self) -> Any:
-        """The Numba dispatcher, cached on disk when Numba finds a folder for that."""
+        """The Numba dispatcher, cached on disk where Numba finds a folder for that."""
         try:
             return numba.njit(cache=True, **_OPTIONS)(self._function)
-        except RuntimeError as error:  # how Numba says that none of its cache folders can be written
-            log.info("CPU kernels are compiled anew in every process (set NUMBA_CACHE_DIR to keep them): %s", error)
+        except RuntimeError as error:  # how Numba says that it can write to none of the folders it tries
+            _say_uncached(str(error))
             return numba.njit(**_OPTIONS)(self._function)
+
+
+@functools.cache
+def _say_uncached(reason: str) -> None:
+    log.info("a CPU kernel is compiled anew in this process (NUMBA_CACHE_DIR names a folder to keep it in): %s", reason)
 
 
 def run_tasks(work: Callable[[int, int, int], None], count: int, workers: int) -> None:

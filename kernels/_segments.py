@@ -49,8 +49,14 @@ def segments(batch: int, length: int, channels: int, multiple: int) -> list[Segm
 
 def last_dense(x: Tensor) -> Tensor:
     """Return x in float32 with its last axis dense; x itself where it is that already."""
-    x = x.to(torch.float32)
+    if x.dtype != torch.float32:
+        x = x.to(torch.float32)
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def dense(x: Tensor) -> Tensor:
+    """Return x in float32 without gaps; x itself where it is that already."""
+    return x if x.dtype == torch.float32 and x.is_contiguous() else x.to(torch.float32).contiguous()
 
 
 def walk(x: Tensor | None) -> tuple[int, int, int]:

@@ -2,8 +2,8 @@
 
 LLVM splits the sixteen lanes into the registers there are: two with AVX2, one with AVX-512, four on NEON. Pointers are
 addresses (int64) turned into typed pointers by `floats`; indices count elements. No fast-math flag is set anywhere: NaN
-and infinity pass through. The polynomials were fitted for this file (Lawson iterations on the relative error, coefficients
-rounded to float32 one after another).
+and infinity pass through. The polynomials were fitted for this file (Lawson iterations on the relative error,
+coefficients rounded to float32 one after another).
 
 Numba's cache notices edits of a kernel's own file only: after editing this one, delete `*.nbi` in `__pycache__`.
 """

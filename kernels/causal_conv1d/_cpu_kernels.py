@@ -24,7 +24,7 @@ from mamba_seq.kernels._simd import (
     store_part,
 )
 
-ROWS = 256
+ROWS = 128
 """Steps of a task; the backward pass repeats K - 1 steps at every seam."""
 
 
@@ -143,6 +143,48 @@ def conv_backward(
             for t in range(start, end):
                 total = total + load(g_, (t - start) * LANES)
             store(dweight_, K * padded + d, total)
+
+
+@compiled
+def conv_step(
+    x: int,
+    x_row: int,
+    state: int,
+    weight: int,
+    bias: int,
+    y: int,
+    silu: int,
+    D: int,
+    K: int,
+    first_task: int,
+    last_task: int,
+    scratch: int,
+) -> None:
+    """Write y (batch, D) and shift x into `state` (batch, D, K-1); here a task is a block of sixteen channels.
+
+    weight is (D, K), bias (D,), all dense but x, whose rows are `x_row` apart. `scratch` holds 32 floats.
+    """
+    blocks = (D + LANES - 1) // LANES
+    weight_, spare = floats(weight), floats(scratch + 4 * LANES)
+    totals = floats(scratch)
+    for task in range(first_task, last_task):
+        b, d = task // blocks, task % blocks * LANES
+        lanes = min(LANES, D - d)
+        x_, state_ = floats(x + 4 * (b * x_row + d)), floats(state + 4 * (b * D + d) * (K - 1))
+        for lane in range(lanes):
+            total, row = x_[lane] * weight_[(d + lane) * K + K - 1], lane * (K - 1)
+            for k in range(K - 1):
+                total += state_[row + k] * weight_[(d + lane) * K + k]
+            for k in range(K - 2):
+                state_[row + k] = state_[row + k + 1]
+            state_[row + K - 2] = x_[lane]
+            totals[lane] = total
+        out = load(totals, 0)
+        if bias != 0:
+            out = out + load_part(floats(bias), d, lanes, spare)
+        if silu != 0:
+            out = out * sigmoid(out)
+        store_part(floats(y), b * D + d, out, lanes, spare)
 
 
 @njit(forceinline=True)

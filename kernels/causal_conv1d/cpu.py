@@ -1,16 +1,16 @@
 """The causal convolution on the CPU: stretches of time side by side on threads, compiled by Numba.
 
-Inputs of 16 bits are walked in segments, so that their float32 copies stay small whatever L is. Sums over time are added
-up in an order that depends on the shapes alone: results are the same bits on any number of threads.
+Inputs of 16 bits are walked in segments, so that their float32 copies stay small whatever L is. Sums over time are
+added up in an order that depends on the shapes alone: results are the same bits on any number of threads.
 """
 
 import torch
 from torch import Tensor
 
 from mamba_seq.kernels._numba import run_tasks, worker_count
-from mamba_seq.kernels._segments import Segment, address, last_dense, segments, walk
+from mamba_seq.kernels._segments import Segment, address, dense, last_dense, segments, walk
 from mamba_seq.kernels._simd import LANES
-from mamba_seq.kernels.causal_conv1d._cpu_kernels import ROWS, conv_backward, conv_forward
+from mamba_seq.kernels.causal_conv1d._cpu_kernels import ROWS, conv_backward, conv_forward, conv_step
 
 _SERIAL_ELEMENTS = 1 << 16
 """B L D below which more threads cost more than they bring."""
@@ -114,20 +114,36 @@ def backward(
     )
 
 
-@torch.no_grad()
 def causal_conv1d_update(
     x: Tensor, state: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None
 ) -> Tensor:
-    """Convolve one step x (B, D), shifting it into `state` (B, D, K-1) in place. Returns y (B, D) in x's type.
-
-    A step is a handful of small operations, where torch itself costs no more than the preparation of a kernel would.
-    """
-    window = torch.cat([state, x[..., None]], dim=2)
-    state.copy_(window[..., 1:])
-    y = (window.to(_F32) * weight.to(_F32)).sum(-1)
-    if bias is not None:
-        y += bias
-    return (torch.nn.functional.silu(y, inplace=True) if activation == "silu" else y).to(x.dtype)
+    """Convolve one step x (B, D), shifting it into `state` (B, D, K-1) in place. Returns y (B, D) in x's type."""
+    batch, channels = x.shape
+    K = weight.shape[1]
+    xs, window, taps = last_dense(x), dense(state), dense(weight)
+    offset = None if bias is None else dense(bias)
+    y = torch.empty((batch, channels), dtype=_F32)
+    workers = 1 if y.numel() * K < _SERIAL_ELEMENTS else worker_count()
+    scratch = torch.empty((workers, 2 * LANES), dtype=_F32)
+    arguments = (
+        xs.data_ptr(),
+        xs.stride(0),
+        window.data_ptr(),
+        taps.data_ptr(),
+        address(offset),
+        y.data_ptr(),
+        int(activation == "silu"),
+        channels,
+        K,
+    )
+    run_tasks(
+        lambda first, last, worker: conv_step(*arguments, first, last, scratch[worker].data_ptr()),
+        batch * -(-channels // LANES),
+        workers,
+    )
+    if window is not state:
+        state.detach().copy_(window)
+    return y.to(x.dtype)
 
 
 def _parts(x: Tensor) -> list[Segment]:
