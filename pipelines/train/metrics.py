@@ -13,7 +13,7 @@ class MetricsFile(Logger):
     def __init__(self, path: Path, start_step: int) -> None:
         super().__init__()
         self.path = path
-        kept = [row for row in read_metrics(path) if row[0] < start_step] if path.is_file() else []
+        kept = [row for row in _rows(path) if int(row[0]) < start_step] if path.is_file() else []
         with path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("step", "name", "value"), *kept])
 
@@ -39,6 +39,10 @@ class MetricsFile(Logger):
 
 
 def read_metrics(path: Path) -> list[tuple[int, str, float]]:
-    """Read the rows of a `metrics.csv`."""
+    """Read the rows of a `metrics.csv`: step, name, value."""
+    return [(int(step), name, float(value)) for step, name, value in _rows(path)]
+
+
+def _rows(path: Path) -> list[tuple[str, str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
-        return [(int(row["step"]), row["name"], float(row["value"])) for row in csv.DictReader(file)]
+        return [(row["step"], row["name"], row["value"]) for row in csv.DictReader(file)]

@@ -50,6 +50,12 @@ class ClassifierTraining(L.LightningModule):
         }
         self.log_dict(values, batch_size=len(labels), add_dataloader_idx=False, on_epoch=True, on_step=False)
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the gradient's norm; Lightning's own clipping refuses the fused AdamW, though bf16 scales no gradients."""
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.grad_clip)
+
     def configure_optimizers(self) -> Any:
         """AdamW over two groups, with and without weight decay, and the schedule of the recipe, step by step."""
         optim = self.optim

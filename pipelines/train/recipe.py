@@ -104,7 +104,9 @@ def recipe_parser() -> "ArgumentParser":
     from jsonargparse import ActionConfigFile, ArgumentParser
 
     parser = ArgumentParser(prog="mamba-seq train RECIPE -o RUN", description="Fields of a recipe, all overridable.")
-    parser.add_argument("--config", action=ActionConfigFile, help="a further YAML file whose fields override the recipe's")
+    parser.add_argument(
+        "--config", action=ActionConfigFile, help="a further YAML file whose fields override the recipe's"
+    )
     parser.add_class_arguments(Recipe, nested_key=None)
     return parser
 

@@ -17,8 +17,8 @@ import shutil
 import time
 import warnings
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -102,7 +102,9 @@ def prepare_folder(run: Path, recipe_text: str, force: bool) -> None:
     """Make the run's folder, or check that what is in it belongs to this recipe and is not finished."""
     if force and run.exists():
         if any(run.iterdir()) and not (run / "recipe.yaml").is_file():
-            raise ModelError(f"{run} is no run: it has no recipe.yaml, so --force does not remove it; name another folder")
+            raise ModelError(
+                f"{run} is no run: it has no recipe.yaml, so --force does not remove it; name another folder"
+            )
         shutil.rmtree(run)
     if (run / "model" / "config.json").is_file():
         raise ModelError(f"{run} holds a finished run; name another folder, or say --force to begin anew")
@@ -130,6 +132,8 @@ def fit(
             enable_version_counter=False,
         )
     ]
+    if max_minutes is not None:
+        callbacks.append(StopAfter(max_minutes))
     if progress:
         callbacks.append(RichProgressBar())
     trainer = L.Trainer(
@@ -138,8 +142,6 @@ def fit(
         precision="bf16-mixed" if mixed else "32-true",
         max_epochs=-1,
         max_steps=recipe.optim.steps,
-        max_time=None if max_minutes is None else timedelta(minutes=max_minutes),
-        gradient_clip_val=recipe.optim.grad_clip,
         val_check_interval=recipe.val_every,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
@@ -172,3 +174,15 @@ def note_minutes(run: Path, minutes: float) -> None:
     """Add the minutes of this call to the run's record: the card says how long the training took in all."""
     with (run / "minutes.csv").open("a", encoding="utf-8") as file:
         file.write(f"{minutes:.2f}\n")
+
+
+class StopAfter(Callback):
+    """Ends training after some minutes. Lightning's own timer puts itself into the checkpoint and is missed in a later run."""
+
+    def __init__(self, minutes: float) -> None:
+        self.deadline = time.monotonic() + 60 * minutes
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Stop after the step that passes the deadline."""
+        if time.monotonic() >= self.deadline:
+            trainer.should_stop = True
