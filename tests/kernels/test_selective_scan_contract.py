@@ -23,7 +23,7 @@ from tests.kernels.scan_cases import (
     truth,
 )
 
-CASE = ScanCase(13, D=6, N=4)
+CASE = ScanCase(5, D=3, N=4)
 
 
 def transposed(t: Tensor) -> Tensor:
@@ -66,6 +66,18 @@ def test_non_contiguous_inputs_and_upstream(backend: str, layout: Callable[[Tens
     got = out | {f"d{name}": g for name, g in zip(given, gradients, strict=True)}
     plain_upstream = (strided_upstream[0].contiguous(), strided_upstream[1].contiguous())
     assert_close(got, run_with_gradients(plain, plain_upstream, CASE, backend), TOLERANCES["fp32"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_upstream_of_a_sum(backend: str) -> None:
+    """The gradient of a sum is one number with stride 0 along every dimension."""
+    inputs = on_device(draw_inputs(CASE), DEVICE[backend])
+    leaves = {name: t if t is None else t.clone().requires_grad_() for name, t in inputs.items()}
+    out = run_scan(leaves, CASE, backend)
+    (out["y"].sum() + out["final_state"].sum()).backward()
+    ones = (torch.ones_like(out["y"]), torch.ones_like(out["final_state"]))
+    want = run_with_gradients(inputs, ones, CASE, backend)
+    assert_close({f"d{name}": t.grad for name, t in leaves.items()} | out, want, TOLERANCES["fp32"])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -278,7 +290,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
 
 @pytest.mark.parametrize("mistake", WRONG)
 def test_wrong_arguments(mistake: str) -> None:
-    arguments: dict[str, Any] = dict(draw_inputs(CASE))
+    arguments: dict[str, Any] = dict(draw_inputs(ScanCase(13, D=6, N=4)))
     change, message = WRONG[mistake]
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         selective_scan(**(arguments | change(arguments)))
