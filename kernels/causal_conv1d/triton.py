@@ -27,7 +27,8 @@ def forward(
     stretch = steps_a_program(x)
     with torch.cuda.device_of(x):
         _triton_kernels.convolution[(triton.cdiv(D, BLOCK_D) * triton.cdiv(L, stretch) * B,)](
-            y, x, weight.contiguous(), bias, contiguous(initial_state), x.stride(0), x.stride(1), L, D, stretch,
+            y, x, weight.contiguous(), contiguous(bias), contiguous(initial_state),
+            x.stride(0), x.stride(1), L, D, stretch,
             **switches(weight, bias, activation, initial_state), num_warps=1,
         )  # fmt: skip
     return y
@@ -53,7 +54,7 @@ def backward(
     dstate = None if initial_state is None else x.new_empty((B, D, K - 1))
     with torch.cuda.device_of(x):
         _triton_kernels.convolution_gradients[(triton.cdiv(D, BLOCK_D) * parts,)](
-            dx, dweight, dbias, dstate, dy, x, weight.contiguous(), bias, contiguous(initial_state),
+            dx, dweight, dbias, dstate, dy, x, weight.contiguous(), contiguous(bias), contiguous(initial_state),
             dy.stride(0), dy.stride(1), x.stride(0), x.stride(1), L, D, stretch,
             **switches(weight, bias, activation, initial_state), num_warps=1,
         )  # fmt: skip
@@ -73,7 +74,7 @@ def causal_conv1d_update(
     y = x.new_empty((B, D))
     with torch.cuda.device_of(x):
         _triton_kernels.convolution_step[(triton.cdiv(D, BLOCK_D) * B,)](
-            y, x, state, weight, bias, *x.stride(), *state.stride(), *weight.stride(), D,
+            y, x, state, weight, contiguous(bias), *x.stride(), *state.stride(), *weight.stride(), D,
             K=weight.shape[1], HAS_BIAS=bias is not None, SILU=activation == "silu", BLOCK_D=BLOCK_D, num_warps=1,
         )  # fmt: skip
     return y

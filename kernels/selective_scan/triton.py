@@ -124,7 +124,7 @@ def selective_state_update(
     block = max(1, min(64, 1024 // triton.next_power_of_2(N)))
     with torch.cuda.device_of(u):
         _triton_step.step[(triton.cdiv(channels, block) * batch,)](
-            y, state, u, delta, A, B, C, D, z, delta_bias,
+            y, state, u, delta, A, B, C, contiguous(D), z, contiguous(delta_bias),
             *state.stride(), *u.stride(), *delta.stride(), *A.stride(), *B.stride(), *C.stride(),
             *((0, 0) if z is None else z.stride()), channels,
             N=N, N_PADDED=triton.next_power_of_2(N), HAS_D=D is not None, HAS_Z=z is not None,
@@ -197,9 +197,9 @@ class Inputs(NamedTuple):
             A.t().contiguous(),
             B.float().contiguous(),
             C.float().contiguous(),
-            None if D is None else D.contiguous(),
+            contiguous(D),
             None if z is None else rows(z),
-            None if delta_bias is None else delta_bias.contiguous(),
+            contiguous(delta_bias),
             delta_softplus,
         )
 
@@ -354,3 +354,8 @@ def rows(tensor: Tensor) -> Tensor:
     """Return (B, L, D) with unit stride along D, and rows near enough for 32-bit offsets in a chunk; copy if not."""
     near = abs(tensor.stride(1)) < 2**19
     return tensor if tensor.stride(2) == 1 and near else tensor.contiguous()
+
+
+def contiguous(tensor: Tensor | None) -> Tensor | None:
+    """Return the tensor contiguous, None for None."""
+    return None if tensor is None else tensor.contiguous()
