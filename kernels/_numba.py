@@ -15,10 +15,11 @@ from typing import Any
 
 import numba
 import torch
+from torch import Tensor
 
 log = logging.getLogger("mamba_seq.kernels")
 
-_OPTIONS = {"nogil": True, "error_model": "numpy"}
+_njit: Any = functools.partial(numba.njit, nogil=True, error_model="numpy")
 
 _pool: ThreadPoolExecutor | None = None
 _pool_lock = threading.Lock()
@@ -42,22 +43,34 @@ class Kernel:
             self.dispatcher(*arguments)
         except OSError as error:  # kernels do no input and output, only the cache does: the disk is full, or went away
             _say_uncached(str(error))
-            self.dispatcher = numba.njit(**_OPTIONS)(self._function)
+            self.dispatcher = _njit()(self._function)
             self.dispatcher(*arguments)
 
     @functools.cached_property
     def dispatcher(self) -> Any:
         """The Numba dispatcher, cached on disk where Numba finds a folder for that."""
         try:
-            return numba.njit(cache=True, **_OPTIONS)(self._function)
+            return _njit(cache=True)(self._function)
         except RuntimeError as error:  # how Numba says that it can write to none of the folders it tries
             _say_uncached(str(error))
-            return numba.njit(**_OPTIONS)(self._function)
+            return _njit()(self._function)
 
 
 @functools.cache
 def _say_uncached(reason: str) -> None:
     log.info("a CPU kernel is compiled anew in this process (NUMBA_CACHE_DIR names a folder to keep it in): %s", reason)
+
+
+def run_kernel(kernel: Kernel, arguments: tuple[int, ...], count: int, scratch: Tensor) -> None:
+    """Run the tasks 0 to count - 1 of a kernel: `kernel(*arguments, first task, last task + 1, scratch address)`.
+
+    `scratch` has a row for each thread that may take part.
+    """
+    size = scratch.stride(0) * scratch.element_size()
+    start = scratch.data_ptr()
+    run_tasks(
+        lambda first, last, worker: kernel(*arguments, first, last, start + worker * size), count, scratch.shape[0]
+    )
 
 
 def run_tasks(work: Callable[[int, int, int], None], count: int, workers: int) -> None:

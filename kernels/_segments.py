@@ -67,3 +67,13 @@ def walk(x: Tensor | None) -> tuple[int, int, int]:
 def address(x: Tensor | None) -> int:
     """Return where x lies, 0 for None. The caller keeps x alive."""
     return 0 if x is None else x.data_ptr()
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Allocate on the CPU, whatever torch's default device and type are."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
+
+
+def zeros(*shape: int) -> Tensor:
+    """Allocate float32 zeros on the CPU, whatever torch's default device and type are."""
+    return torch.zeros(shape, dtype=torch.float32, device="cpu")

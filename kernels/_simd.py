@@ -12,10 +12,14 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llvmlite import ir
-from numba import njit, types
+import numba
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, overload, register_model
+from numba.extending import models, overload, register_model
+
+intrinsic: Any = numba.extending.intrinsic  # called here with values, declared with their Numba types
+njit: Any = numba.njit
 
 LANES = 16
 LOG2E = 1.4426950408889634

@@ -9,8 +9,6 @@ rounded up to whole blocks of sixteen, with zeros.
 
 from typing import Any
 
-from numba import njit
-
 from mamba_seq.kernels._numba import compiled
 from mamba_seq.kernels._simd import (
     LANES,
@@ -18,6 +16,7 @@ from mamba_seq.kernels._simd import (
     fma,
     load,
     load_part,
+    njit,
     sigmoid,
     splat,
     store,

@@ -7,8 +7,8 @@ added up in an order that depends on the shapes alone: results are the same bits
 import torch
 from torch import Tensor
 
-from mamba_seq.kernels._numba import run_tasks, worker_count
-from mamba_seq.kernels._segments import Segment, address, dense, last_dense, segments, walk
+from mamba_seq.kernels._numba import run_kernel, worker_count
+from mamba_seq.kernels._segments import Segment, address, dense, empty, last_dense, segments, walk, zeros
 from mamba_seq.kernels._simd import LANES
 from mamba_seq.kernels.causal_conv1d._cpu_kernels import ROWS, conv_backward, conv_forward, conv_step
 
@@ -25,12 +25,12 @@ def forward(
     batch, length, channels = x.shape
     K = weight.shape[1]
     taps, offset = _over_lanes(weight), _pad(bias)
-    y = torch.empty((batch, length, channels), dtype=x.dtype)
+    y = empty(batch, length, channels, dtype=x.dtype)
     workers = _workers(x)
-    scratch = torch.empty((workers, LANES), dtype=_F32)
+    scratch = empty(workers, LANES)
     for part in _parts(x):
         xs, history = last_dense(part.of(x)), _history(x, initial_state, K, part)
-        ys = part.of(y) if y.dtype == _F32 else torch.empty((part.batch, part.steps, channels), dtype=_F32)
+        ys = part.of(y) if y.dtype == _F32 else empty(part.batch, part.steps, channels)
         arguments = (
             *walk(xs),
             history.data_ptr(),
@@ -42,13 +42,7 @@ def forward(
             channels,
             K,
         )
-        run_tasks(
-            lambda first, last, worker, arguments=arguments: conv_forward(
-                *arguments, first, last, scratch[worker].data_ptr()
-            ),
-            part.batch * -(-part.steps // ROWS),
-            workers,
-        )
+        run_kernel(conv_forward, arguments, part.batch * -(-part.steps // ROWS), scratch)
         if y.dtype != _F32:
             part.of(y).copy_(ys)
     return y
@@ -70,17 +64,17 @@ def backward(
     batch, length, channels = x.shape
     K = weight.shape[1]
     taps, offset = _over_lanes(weight), _pad(bias)
-    dx = torch.empty((batch, length, channels), dtype=x.dtype)
-    dhistory = None if initial_state is None else torch.empty((batch, K - 1, channels), dtype=_F32)
-    sums = torch.zeros((K + 1, taps.shape[1]), dtype=_F32)
+    dx = empty(batch, length, channels, dtype=x.dtype)
+    dhistory = None if initial_state is None else empty(batch, K - 1, channels)
+    sums = zeros(K + 1, taps.shape[1])
     workers = _workers(x)
-    scratch = torch.empty((workers, (ROWS + K) * LANES), dtype=_F32)
+    scratch = empty(workers, (ROWS + K) * LANES)
     for part in _parts(x):
         ahead = part._replace(t1=min(part.t1 + K - 1, length))  # the outputs that the last rows of this part reach
         xs, dys, history = last_dense(ahead.of(x)), last_dense(ahead.of(dy)), _history(x, initial_state, K, part)
-        dxs = part.of(dx) if dx.dtype == _F32 else torch.empty((part.batch, part.steps, channels), dtype=_F32)
+        dxs = part.of(dx) if dx.dtype == _F32 else empty(part.batch, part.steps, channels)
         tasks = part.batch * -(-part.steps // ROWS)
-        dweights = torch.empty((tasks, *sums.shape), dtype=_F32)
+        dweights = empty(tasks, *sums.shape)
         arguments = (
             *walk(dys),
             *walk(xs),
@@ -96,13 +90,7 @@ def backward(
             channels,
             K,
         )
-        run_tasks(
-            lambda first, last, worker, arguments=arguments: conv_backward(
-                *arguments, first, last, scratch[worker].data_ptr()
-            ),
-            tasks,
-            workers,
-        )
+        run_kernel(conv_backward, arguments, tasks, scratch)
         sums += dweights.sum(0)
         if dx.dtype != _F32:
             part.of(dx).copy_(dxs)
@@ -122,9 +110,9 @@ def causal_conv1d_update(
     K = weight.shape[1]
     xs, window, taps = last_dense(x), dense(state), dense(weight)
     offset = None if bias is None else dense(bias)
-    y = torch.empty((batch, channels), dtype=_F32)
+    y = empty(batch, channels)
     workers = 1 if y.numel() * K < _SERIAL_ELEMENTS else worker_count()
-    scratch = torch.empty((workers, 2 * LANES), dtype=_F32)
+    scratch = empty(workers, 2 * LANES)
     arguments = (
         xs.data_ptr(),
         xs.stride(0),
@@ -136,11 +124,7 @@ def causal_conv1d_update(
         channels,
         K,
     )
-    run_tasks(
-        lambda first, last, worker: conv_step(*arguments, first, last, scratch[worker].data_ptr()),
-        batch * -(-channels // LANES),
-        workers,
-    )
+    run_kernel(conv_step, arguments, batch * -(-channels // LANES), scratch)
     if window is not state:
         state.detach().copy_(window)
     return y.to(x.dtype)

@@ -8,13 +8,11 @@ whatever L is; the state passes from one segment to the next. Everything is adde
 shapes alone: results are the same bits on any number of threads.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from mamba_seq.kernels._numba import run_tasks, worker_count
-from mamba_seq.kernels._segments import Segment, address, dense, last_dense, segments, walk
+from mamba_seq.kernels._numba import run_kernel, worker_count
+from mamba_seq.kernels._segments import Segment, address, dense, empty, last_dense, segments, walk, zeros
 from mamba_seq.kernels._simd import LANES, LOG2E
 from mamba_seq.kernels.selective_scan._cpu_kernels import (
     CHUNK,
@@ -58,14 +56,15 @@ def forward(
     blocks, chunks = -(-channels // LANES), -(-length // CHUNK)
     A2, skip, bias = _over_lanes(A * LOG2E), _pad(D), _pad(delta_bias)
     state = _state_over_lanes(initial_state, batch, blocks, n_state)
-    y = torch.empty((batch, length, channels), dtype=u.dtype)
-    kept = torch.empty((batch, blocks, chunks, n_state, LANES), dtype=_F32) if keep_for_backward else None
+    y = empty(batch, length, channels, dtype=u.dtype)
+    kept = empty(batch, blocks, chunks, n_state, LANES) if keep_for_backward else None
     workers = _workers(batch * length * channels * n_state)
-    scratch = torch.empty((workers, SCRATCH), dtype=_F32)
+    scratch = empty(workers, SCRATCH)
 
     for part in segments(batch, length, channels, CHUNK):
-        us, deltas, zs, Bs, Cs = _inputs(part, (u, delta, z), (B, C))
-        ys = part.of(y) if y.dtype == _F32 else torch.empty((part.batch, part.steps, channels), dtype=_F32)
+        us, deltas, zs = _rows(part, u), _rows(part, delta), _rows(part, z)
+        Bs, Cs = _columns(part, B), _columns(part, C)
+        ys = part.of(y) if y.dtype == _F32 else empty(part.batch, part.steps, channels)
         arguments = (
             *walk(us),
             *walk(deltas),
@@ -84,13 +83,7 @@ def forward(
             channels,
             n_state,
         )
-        run_tasks(
-            lambda first, last, worker, arguments=arguments: scan_forward(
-                *arguments, first, last, scratch[worker].data_ptr()
-            ),
-            part.batch * blocks,
-            workers,
-        )
+        run_kernel(scan_forward, arguments, part.batch * blocks, scratch)
         if y.dtype != _F32:
             part.of(y).copy_(ys)
     return y, _from_lanes(state, channels), () if kept is None else (kept,)
@@ -124,18 +117,19 @@ def backward(
     blocks, chunks = kept.shape[1:3]
     A2, skip, bias = _over_lanes(A * LOG2E), _pad(D), _pad(delta_bias)
     dstate = _state_over_lanes(dfinal_state, batch, blocks, n_state)
-    dA = torch.zeros((batch, blocks, n_state, LANES), dtype=_F32)
-    dskip, dbias = (torch.zeros((batch, blocks * LANES), dtype=_F32) for _ in range(2))
-    du, ddelta = (torch.empty((batch, length, channels), dtype=u.dtype) for _ in range(2))
-    dz = None if z is None else torch.empty((batch, length, channels), dtype=u.dtype)
-    dB, dC = (torch.empty((batch, length, n_state), dtype=u.dtype) for _ in range(2))
+    dA = zeros(batch, blocks, n_state, LANES)
+    dskip, dbias = (zeros(batch, blocks * LANES) for _ in range(2))
+    du, ddelta = (empty(batch, length, channels, dtype=u.dtype) for _ in range(2))
+    dz = None if z is None else empty(batch, length, channels, dtype=u.dtype)
+    dB, dC = (empty(batch, length, n_state, dtype=u.dtype) for _ in range(2))
     workers = _workers(batch * length * channels * n_state)
-    scratch = torch.empty((workers, SCRATCH), dtype=_F32)
+    scratch = empty(workers, SCRATCH)
 
     for part in reversed(segments(batch, length, channels, CHUNK)):
-        dys, us, deltas, zs, Bs, Cs = _inputs(part, (dy, u, delta, z), (B, C))
-        outputs = [torch.empty((part.batch, part.steps, channels), dtype=_F32) for _ in range(2 if z is None else 3)]
-        dBs, dCs = (torch.empty((part.batch, blocks, n_state, part.steps), dtype=_F32) for _ in range(2))
+        dys, us, deltas, zs = _rows(part, dy), _rows(part, u), _rows(part, delta), _rows(part, z)
+        Bs, Cs = _columns(part, B), _columns(part, C)
+        outputs = [empty(part.batch, part.steps, channels) for _ in range(2 if z is None else 3)]
+        dBs, dCs = (empty(part.batch, blocks, n_state, part.steps) for _ in range(2))
         arguments = (
             *walk(dys),
             *walk(us),
@@ -162,14 +156,8 @@ def backward(
             channels,
             n_state,
         )
-        run_tasks(
-            lambda first, last, worker, arguments=arguments: scan_backward(
-                *arguments, first, last, scratch[worker].data_ptr()
-            ),
-            part.batch * blocks,
-            workers,
-        )
-        for whole, piece in zip((du, ddelta, dz), outputs, strict=False):
+        run_kernel(scan_backward, arguments, part.batch * blocks, scratch)
+        for whole, piece in zip((du, ddelta) if dz is None else (du, ddelta, dz), outputs, strict=True):
             part.of(whole).copy_(piece)
         for whole, piece in ((dB, dBs), (dC, dCs)):
             part.of(whole).copy_(piece.sum(1).transpose(1, 2))
@@ -207,9 +195,9 @@ def selective_state_update(
     us, deltas, Bs, Cs = last_dense(u), last_dense(delta), last_dense(B), last_dense(C)
     zs, skip, bias = (None if x is None else last_dense(x) for x in (z, D, delta_bias))
     As, h = dense(A), dense(state)
-    y = torch.empty((batch, channels), dtype=_F32)
+    y = empty(batch, channels)
     workers = _workers(batch * channels * n_state)
-    scratch = torch.empty((workers, STEP_SCRATCH), dtype=_F32)
+    scratch = empty(workers, STEP_SCRATCH)
     arguments = (
         h.data_ptr(),
         us.data_ptr(),
@@ -230,22 +218,20 @@ def selective_state_update(
         channels,
         n_state,
     )
-    run_tasks(
-        lambda first, last, worker: step_blocks(*arguments, first, last, scratch[worker].data_ptr()),
-        batch * -(-channels // LANES),
-        workers,
-    )
+    run_kernel(step_blocks, arguments, batch * -(-channels // LANES), scratch)
     if h is not state:
         state.detach().copy_(h)
     return y.to(u.dtype)
 
 
-def _inputs(part: Segment, rows: tuple[Tensor | None, ...], columns: tuple[Tensor, ...]) -> Iterator[Tensor | None]:
-    """Give a segment of each tensor in float32: `rows` with channels dense, `columns` transposed to (B, N, L)."""
-    for x in rows:
-        yield None if x is None else last_dense(part.of(x))
-    for x in columns:
-        yield part.of(x).transpose(1, 2).to(_F32).contiguous()
+def _rows(part: Segment, x: Tensor | None) -> Tensor | None:
+    """Return a segment of x (B, L, D) in float32 with channels dense."""
+    return None if x is None else last_dense(part.of(x))
+
+
+def _columns(part: Segment, x: Tensor) -> Tensor:
+    """Return a segment of x (B, L, N) in float32 transposed, (B, N, L) and dense."""
+    return part.of(x).transpose(1, 2).to(_F32).contiguous()
 
 
 def _pad(x: Tensor | None) -> Tensor | None:
@@ -262,7 +248,7 @@ def _over_lanes(x: Tensor) -> Tensor:
 def _state_over_lanes(state: Tensor | None, batch: int, blocks: int, n_state: int) -> Tensor:
     """Return a copy of a state (B, D, N) as (B, D / 16, N, 16); zeros for None."""
     if state is None:
-        return torch.zeros((batch, blocks, n_state, LANES), dtype=_F32)
+        return zeros(batch, blocks, n_state, LANES)
     lanes = _over_lanes(state)
     return lanes.clone() if lanes.data_ptr() == state.data_ptr() else lanes
 
