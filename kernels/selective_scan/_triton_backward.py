@@ -273,6 +273,7 @@ def gradients(
             )
             t += 1
             tile += 1
+        tl.debug_barrier()  # what one warp has left in scratch, another may read, if it lays its tiles out differently
 
         while t > full:
             t -= 1
@@ -292,6 +293,7 @@ def gradients(
                 step_bias, du_here, ddelta_here, dz_here, dBC_here, dy_row, u_row, delta_row, z_row, channels, inside,
                 N, N_PADDED, HAS_BIAS, HAS_D, HAS_Z, SOFTPLUS, STEPS,
             )  # fmt: skip
+        tl.debug_barrier()
         end = start
         start -= kept_every
 
