@@ -70,8 +70,9 @@ CPU_CASES = [
     *(ConvCase(40, dtype=dtype, weight16=True) for dtype in ("fp16", "bf16")),
 ]
 INTERPRETED_CASES = [
-    *(case for case in SWITCH_CASES if zlib.crc32(str(case).encode()) % 4 == 0),
-    *(some_switches(L, dtype=dtype) for L in (1, 2, 3, 63, 129) for dtype in DTYPES),
+    *(case for case in SWITCH_CASES if zlib.crc32(str(case).encode()) % 5 == 0),
+    *(some_switches(L, dtype=dtype, batch=1) for L in (1, 2, 3, 35) for dtype in DTYPES),
+    ConvCase(129, D=3, batch=1),
     *(ConvCase(L, K=7) for L in (1, 2, 5)),
     *(ConvCase(11, dtype=dtype, weight16=True) for dtype in ("fp16", "bf16")),
 ]
@@ -243,8 +244,8 @@ RUNS = [
     ("reference", ConvCase(140, K=4), (1, 2, 0, 63, 64, 10)),
     ("cpu", ConvCase(2049, K=4), (1, 2, 0, 127, 1000, 129, 790)),
     ("cpu", ConvCase(63, D=17, K=7, on=("init", "final")), (1, 2, 3, 4, 5, 48)),
-    ("triton", ConvCase(70, K=4), (1, 2, 0, 33, 34)),
-    ("triton", ConvCase(23, K=7, on=("bias", "final")), (1, 2, 3, 4, 13)),
+    ("triton", ConvCase(37, K=4, batch=1), (1, 2, 0, 33, 1)),
+    ("triton", ConvCase(11, K=7, on=("bias", "final")), (1, 2, 8)),
 ]
 
 
@@ -270,7 +271,7 @@ def test_chunks_and_their_gradient(backend: str, case: ConvCase, lengths: tuple[
 @pytest.mark.parametrize(("K", "on"), [(2, SWITCHES), (4, SWITCHES), (7, ("silu", "final")), (3, ("init", "final"))])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_steps(backend: str, K: int, on: tuple[str, ...], dtype: str) -> None:
-    case = ConvCase(17, K=K, on=on, dtype=dtype)
+    case = ConvCase(7, K=K, on=on, dtype=dtype)
     inputs = on_device(draw(case)[0], DEVICE[backend])
     whole = run(inputs, case, backend)
     before = inputs["initial_state"]
