@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from mamba_seq.data_prep.alphabet import DNA, Codes
 from mamba_seq.pipelines.errors import ScoringError
@@ -24,6 +24,8 @@ GPU_BATCH_TOKENS = 1 << 18
 
 # windows that wait are sorted by length before they are cut into batches; more of them pad less and take more memory
 POOL_BATCHES = 8
+# a longer window than a batch has room for goes through the model in pieces of at least this, its state carried along
+SHORTEST_PIECE = 8192
 # what a window costs at least, in tokens: a pool of one-base reads must not grow to millions of objects
 SHORTEST_COST = 64
 
@@ -63,7 +65,7 @@ class WindowPool:
     Args:
         model: tokens (R, L) and mask (R, L) to logits (R, C).
         device: where the model is.
-        batch_tokens: most tokens of a batch, padding and both strands counted; one window may exceed it.
+        batch_tokens: most tokens in one call of the model, padding and both strands counted; see `score`.
         both_strands: average over each window and its reverse complement.
         on_batch: called after every batch.
     """
@@ -110,7 +112,8 @@ class WindowPool:
         while start < len(waiting):
             end = self._end_of_batch(waiting, start)
             batch = waiting[start:end]
-            scores = score(self._model, [window for _, window, _ in batch], self._device, self._both_strands)
+            codes = [window for _, window, _ in batch]
+            scores = score(self._model, codes, self._device, self._both_strands, self.batch_tokens)
             for (evidence, window, known), row in zip(batch, scores, strict=True):
                 evidence.add(row, known)
                 self.windows += 1
@@ -135,9 +138,20 @@ class WindowPool:
 
 
 def score(
-    model: nn.Module, windows: Sequence[Codes], device: torch.device, both_strands: bool = True
+    model: nn.Module,
+    windows: Sequence[Codes],
+    device: torch.device,
+    both_strands: bool = True,
+    batch_tokens: int = CPU_BATCH_TOKENS,
 ) -> NDArray[np.float64]:
     """Return log-probabilities (W, C) of windows of codes, averaged over the strands.
+
+    Args:
+        model: tokens (R, L) and mask (R, L) to logits (R, C); also with a state, for windows longer than a piece.
+        windows: codes (L,) of each.
+        device: where the model is.
+        both_strands: average over each window and its reverse complement.
+        batch_tokens: most tokens in one call of the model, as long as a piece of a row is not below SHORTEST_PIECE.
 
     Raises:
         ScoringError: when the model gives NaN or infinity.
@@ -154,9 +168,10 @@ def score(
 
     with torch.inference_mode(), mixed_precision(device):
         # the narrow type travels, the wide one is made where it is used
-        inputs = torch.from_numpy(tokens).to(device).long()
+        inputs = torch.from_numpy(tokens).to(device)
         mask = None if real.all() else torch.from_numpy(real).to(device)
-        logits = model(inputs, mask=mask).float().cpu().double()
+        piece = max(SHORTEST_PIECE, batch_tokens // len(strands))
+        logits = _in_pieces(model, inputs, mask, piece).float().cpu().double()
     if not torch.isfinite(logits).all():
         raise ScoringError(
             "the model gave a score that is not a number: its weights are damaged, or their values leave the range of "
@@ -164,3 +179,15 @@ def score(
         )
     log_probabilities = torch.log_softmax(logits, dim=-1).numpy()
     return log_probabilities.reshape(len(strands) // len(windows), len(windows), -1).mean(axis=0)
+
+
+def _in_pieces(model: nn.Module, tokens: Tensor, mask: Tensor | None, piece: int) -> Tensor:
+    """Return the logits (R, C) of tokens (R, L) uint8, read in pieces so that memory does not grow with L."""
+    if tokens.shape[1] <= piece:
+        return model(tokens.long(), mask=mask)
+    logits, state = None, None
+    for start in range(0, tokens.shape[1], piece):
+        real = None if mask is None else mask[:, start : start + piece]
+        logits, state = model(tokens[:, start : start + piece].long(), mask=real, state=state, return_state=True)
+    assert logits is not None
+    return logits

@@ -52,6 +52,7 @@ def fake(fake_module: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.fixture(autouse=True)
 def _runtime_as_before() -> Iterator[None]:
     threads, numba_threads = torch.get_num_threads(), numba.get_num_threads()
+    torch.set_num_threads(1)  # tiny tensors: threads would only wait for each other
     yield
     torch.set_num_threads(threads)
     numba.set_num_threads(numba_threads)

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -311,6 +312,33 @@ def test_rows_leave_while_records_are_still_read(fake: Any, tmp_path: Path, monk
         most = max(most, len(classifier._waiting))
     assert most <= 51
     assert classifier.summary.records == 501
+
+
+@pytest.mark.parametrize(
+    ("line", "count", "options"),
+    [
+        (b"ACGTC" * 6_000_000, 1, {}),
+        (b"ACGTC" * 50_000, 100, {"max_windows": 1}),
+        (b"ACGTC" * 20, 30_000, {"min_length": 200}),
+        (b"ACGTC" * 200_000, 2, {"max_windows": 0, "context": 4096, "stride": 4096}),
+    ],
+    ids=["one long line", "long records", "reads", "all windows"],
+)
+def test_memory_does_not_grow_with_the_file(
+    fake: Any, tmp_path: Path, line: bytes, count: int, options: dict[str, int]
+) -> None:
+    path = tmp_path / "in.fa"
+    with path.open("wb") as file:
+        for i in range(count):
+            file.write(b">record_%d\n%b\n" % (i, line))
+    settings = Options(**{"context": 64, "stride": 64, "batch_tokens": 4096, **options})
+    classifier = Classifier(fake, fake.config.labels, torch.device("cpu"), settings)
+    tracemalloc.start()
+    rows = sum(1 for _ in classifier.rows([str(path)]))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert rows == count
+    assert peak < 12e6
 
 
 @pytest.mark.parametrize(
