@@ -102,13 +102,14 @@ def measure(case: str, bases: int, model: str, threads: int, folder: Path) -> di
 
 def write_fasta(file: BinaryIO | gzip.GzipFile, bases: int, record: int, line: int) -> int:
     """Write `bases` random bases in records and lines of these lengths; return the number of records."""
-    letters = np.frombuffer(b"ACGT", dtype=np.uint8)[np.random.default_rng(0).integers(0, 4, PIECE)]
+    letters = np.frombuffer(b"ACGT", dtype=np.uint8)[np.random.default_rng(0).integers(0, 4, 2 * PIECE)]
     records = 0
     for start in range(0, bases, record):
         file.write(f">record_{records}\n".encode())
         left = min(record, bases - start)
         while left:
-            piece = np.roll(letters, left * 7919 % PIECE)[: min(left, PIECE)]
+            offset = (start + left) * 7919 % PIECE
+            piece = letters[offset : offset + min(left, PIECE)]
             left -= len(piece)
             if len(piece) > line:
                 whole = len(piece) // line * line

@@ -3,7 +3,6 @@
 import logging
 import os
 import random
-import sys
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -72,14 +71,6 @@ def seed_everything(seed: int) -> None:
 def mixed_precision(device: torch.device) -> AbstractContextManager[object]:
     """Give the context that a forward pass runs in: bfloat16 autocast on GPUs, plain float32 on CPUs."""
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
-
-
-def peak_memory_mb() -> float:
-    """Return the largest amount of memory this process has held, in MB of 10^6 bytes."""
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def cores() -> int:

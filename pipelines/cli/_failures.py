@@ -40,6 +40,8 @@ def guarded(call: Callable[[], None], settings: Settings) -> int:
         error.show()
         return WRONG_USAGE
     except SystemExit as end:  # jsonargparse, behind train, ends a process this way
+        if isinstance(end.code, str):
+            _tell(f"error: {end.code}", settings)
         return end.code if isinstance(end.code, int) else FAILED if end.code else DONE
     except (KeyboardInterrupt, click.Abort):
         _tell("interrupted", settings)

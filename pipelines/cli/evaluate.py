@@ -69,7 +69,8 @@ def evaluate(
     95 % Wilson intervals that take no more windows as independent than fit into the data side by side.
     """
     from mamba_seq.pipelines import models
-    from mamba_seq.pipelines.evaluate import Reading, evaluate_genomes, read_genomes, to_json, to_tsv
+    from mamba_seq.pipelines.evaluate import Reading, evaluate_genomes, read_genomes
+    from mamba_seq.pipelines.evaluation_table import to_json, to_tsv
     from mamba_seq.pipelines.output import check_output, open_output
     from mamba_seq.pipelines.runtime import start
 

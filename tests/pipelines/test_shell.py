@@ -170,6 +170,8 @@ def raising(error: BaseException) -> Callable[[], None]:
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "out of memory"),
         (RuntimeError("boom"), 1, "unexpected RuntimeError: boom"),
         (_failures.Terminated(signal.SIGTERM), 143, "stopped by SIGTERM"),
+        (SystemExit("words of jsonargparse"), 1, "mamba-seq: error: words of jsonargparse"),
+        (SystemExit(2), 2, ""),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
