@@ -60,6 +60,9 @@ class GenomeDataConfig:
     """Part of the training windows in which some bases become N."""
     mask_fraction: float = 0.05
     """The largest part of the bases of such a window that becomes N."""
+    mutation_fraction: float = 0.0
+    """The largest part of the bases of a training window that become another base: keeps small data from being learnt by
+    heart."""
     validation_windows: int = 40
     """Validation windows a class, of each length."""
     test_windows: int = 100
@@ -128,7 +131,9 @@ class GenomeData(L.LightningDataModule):
         """The batches of all steps from `start_step` on."""
         config = self.config
         places = Places(self.genomes, self.splits.of("train"), config.draw, config.max_n_fraction)
-        augmentation = Augmentation(config.reverse_complement, config.mask_probability, config.mask_fraction)
+        augmentation = Augmentation(
+            config.reverse_complement, config.mask_probability, config.mask_fraction, config.mutation_fraction
+        )
         windows = GenomeWindows(places, augmentation, config.seed)
         return TrainingBatches(
             windows, config.lengths, config.batch_tokens, config.length_weights, start_step, rank, world_size

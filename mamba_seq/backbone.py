@@ -67,12 +67,13 @@ class Backbone(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """residual + Mamba(norm(residual))."""
+    """residual + dropout(Mamba(norm(residual)))."""
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
         self.norm = make_norm(config)
         self.mixer = Mamba(config)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(
         self, residual: Tensor, mask: Tensor | None, state: MambaState | None, return_state: bool
@@ -80,8 +81,8 @@ class ResidualBlock(nn.Module):
         """Take and return the residual stream (B, L, d_model), and the block's state if asked for."""
         out = self.mixer(self.norm(residual.to(self.norm.weight.dtype)), mask, state, return_state)
         if return_state:
-            return residual + out[0], out[1]
-        return residual + out
+            return residual + self.dropout(out[0]), out[1]
+        return residual + self.dropout(out)
 
     def step(self, residual: Tensor, state: MambaState) -> Tensor:
         """Advance one position of the residual stream (B, d_model), changing `state` in place."""

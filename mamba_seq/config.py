@@ -44,6 +44,8 @@ class MambaConfig:
     """Normalisation in front of every block."""
     norm_eps: float = 1e-5
     """Added to the variance in the normalisation."""
+    dropout: float = 0.0
+    """Part of what a block adds to the residual stream that is dropped in training; the paper uses none."""
     residual_in_fp32: bool = True
     """Keep the residual stream in float32 when the weights are in 16 bits."""
 
@@ -55,6 +57,8 @@ class MambaConfig:
             raise ValueError(f"d_conv is {self.d_conv}, expected at least 2 taps")
         if self.dt_rank is not None and self.dt_rank < 1:
             raise ValueError(f"dt_rank is {self.dt_rank}, expected at least 1, or none for d_model / 16")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}, expected 0 or more, below 1")
         if not 0 < self.dt_min <= self.dt_max:
             raise ValueError(f"dt_min is {self.dt_min} and dt_max {self.dt_max}, expected 0 < dt_min <= dt_max")
         if self.norm not in ("rms", "layer"):

@@ -58,15 +58,17 @@ class SequenceClassifier(nn.Module, SavedModel):
         Returns:
             Logits (B, number of labels) in float32, of everything read so far; and the state if asked for.
         """
-        hidden = self.embedding(tokens)
+        if not return_state and state is None:
+            return self.classify(self.backbone(self.embedding(tokens), mask), mask)
         carried = None if state is None else state.backbone
-        if return_state:
-            out, backbone_state = self.backbone(hidden, mask, carried, return_state=True)
-        else:
-            out = self.backbone(hidden, mask, carried)
+        out, backbone_state = self.backbone(self.embedding(tokens), mask, carried, return_state=True)
         pooled, count = self._pool(out.float(), mask, state)
         logits = self._read(pooled, count)
         return (logits, ClassifierState(backbone_state, pooled, count)) if return_state else logits
+
+    def classify(self, out: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Turn the backbone's outputs for whole sequences (B, L, d_model) into logits (B, number of labels)."""
+        return self._read(*self._pool(out.float(), mask, None))
 
     def step(self, tokens: Tensor, state: ClassifierState) -> tuple[Tensor, ClassifierState]:
         """Read one more token of each sequence (B,); return the logits so far and the state (partly changed)."""

@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mamba_seq.heads import SequenceClassifier
 from mamba_seq.pipelines.train.recipe import OptimConfig
@@ -25,11 +25,15 @@ class ClassifierTraining(L.LightningModule):
         super().__init__()
         self.model = model
         self.optim = optim
+        config = model.config
+        self.next_token = nn.Linear(config.backbone.d_model, config.vocab_size) if optim.next_token_weight else None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the mean cross-entropy of a batch."""
+        """Return the loss of a batch: cross-entropy over labels, and over next tokens if the recipe wants it."""
         tokens, labels = batch
-        logits = self.model(tokens.long())
+        tokens = tokens.long()
+        out = self.model.backbone(self.model.embedding(tokens))
+        logits = self.model.classify(out)
         loss = F.cross_entropy(logits, labels)
         # synchronises with the GPU, so only where a row is written
         if self.global_step % self.trainer.log_every_n_steps == 0:
@@ -37,6 +41,9 @@ class ClassifierTraining(L.LightningModule):
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             length = float(tokens.shape[1])
             self.log_dict({"loss": loss.detach(), "accuracy": accuracy, "lr": rate, "length": length})
+        if self.next_token is not None:
+            predicted = self.next_token(out[:, :-1]).flatten(0, 1)
+            loss = loss + self.optim.next_token_weight * F.cross_entropy(predicted, tokens[:, 1:].flatten())
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -54,13 +61,13 @@ class ClassifierTraining(L.LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clip the gradient's norm; Lightning's own clipping refuses the fused AdamW, though bf16 scales no gradients."""
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optim.grad_clip)
+        torch.nn.utils.clip_grad_norm_(self.parameters(), self.optim.grad_clip)
 
     def configure_optimizers(self) -> Any:
         """AdamW over two groups, with and without weight decay, and the schedule of the recipe, step by step."""
         optim = self.optim
         decayed, plain = [], []
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.named_parameters():
             (plain if name.endswith(NO_DECAY) else decayed).append(parameter)
         optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}],
