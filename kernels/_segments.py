@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 _ELEMENTS = 1 << 22
-"""B L D of a segment: a float32 buffer of 16 MB."""
+"""Floats that a segment may need of one kind of copy: 16 MB."""
 
 _STEPS = 1024
-"""A segment has fewer steps than this only at the end of a sequence, whatever D is."""
+"""A segment has fewer steps than this only at the end of a sequence, whatever a step needs."""
 
 
 class Segment(NamedTuple):
@@ -33,13 +33,13 @@ class Segment(NamedTuple):
         return x[self.b0 : self.b1, self.t0 : self.t1]
 
 
-def segments(batch: int, length: int, channels: int, multiple: int) -> list[Segment]:
-    """Cut (batch, length) into segments of some four million elements, in order of time for every item.
+def segments(batch: int, length: int, width: int, multiple: int) -> list[Segment]:
+    """Cut (batch, length), of which every step needs `width` floats of memory, in order of time for every item.
 
-    All but the last of an item have a number of steps that `multiple` divides, and `multiple` divides 1024.
+    All segments but the last of an item have a number of steps that `multiple` divides, and `multiple` divides 1024.
     """
-    items = min(batch, max(1, _ELEMENTS // (_STEPS * channels)))
-    steps = max(_STEPS, _ELEMENTS // (items * channels) // multiple * multiple)
+    items = min(batch, max(1, _ELEMENTS // (_STEPS * width)))
+    steps = max(_STEPS, _ELEMENTS // (items * width) // multiple * multiple)
     return [
         Segment(b, min(b + items, batch), t, min(t + steps, length))
         for b in range(0, batch, items)
@@ -47,11 +47,14 @@ def segments(batch: int, length: int, channels: int, multiple: int) -> list[Segm
     ]
 
 
+def is_last_dense(x: Tensor) -> bool:
+    """Tell whether kernels can read x as it is: float32 with its last axis dense."""
+    return x.dtype == torch.float32 and (x.stride(-1) == 1 or x.shape[-1] == 1)
+
+
 def last_dense(x: Tensor) -> Tensor:
     """Return x in float32 with its last axis dense; x itself where it is that already."""
-    if x.dtype != torch.float32:
-        x = x.to(torch.float32)
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+    return x if is_last_dense(x) else x.to(torch.float32).contiguous()
 
 
 def dense(x: Tensor) -> Tensor:

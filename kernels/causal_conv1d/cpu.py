@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mamba_seq.kernels._numba import run_kernel, worker_count
-from mamba_seq.kernels._segments import Segment, address, dense, empty, last_dense, segments, walk, zeros
+from mamba_seq.kernels._segments import Segment, address, dense, empty, is_last_dense, last_dense, segments, walk, zeros
 from mamba_seq.kernels._simd import LANES
 from mamba_seq.kernels.causal_conv1d._cpu_kernels import ROWS, conv_backward, conv_forward, conv_step
 
@@ -133,7 +133,7 @@ def causal_conv1d_update(
 def _parts(x: Tensor) -> list[Segment]:
     """Cut x only where it has to be copied."""
     batch, length, channels = x.shape
-    if last_dense(x[:, :1]).data_ptr() == x.data_ptr():
+    if is_last_dense(x):
         return [Segment(0, batch, 0, length)]
     return segments(batch, length, channels, ROWS)
 

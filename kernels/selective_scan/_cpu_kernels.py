@@ -154,6 +154,7 @@ def scan_backward(
     du: int,
     ddelta: int,
     dz: int,
+    out_batch: int,
     dB: int,
     dC: int,
     dA: int,
@@ -167,8 +168,9 @@ def scan_backward(
     last_task: int,
     scratch: int,
 ) -> None:
-    """Run T steps backwards: write du, ddelta, dz (batch, T, D); add to dA, dskip and dbias, of every task its own.
+    """Run T steps backwards: write du, ddelta, dz (batch, T, D), and add to each task's own dA, dskip and dbias.
 
+    The steps of du, ddelta and dz are D apart, the items of the batch `out_batch`.
     `dstate` is dL/dh after the last step on entry and before the first on return. `kept` is from `scan_forward` for the
     same steps. dB and dC (batch, blocks, N, T) are the sums over the channels of each block.
     """
@@ -183,7 +185,7 @@ def scan_backward(
         B_, C_ = floats(B + 4 * b * N * T), floats(C + 4 * b * N * T)
         A2_, skip_, bias_ = floats(A2 + 4 * column * N), floats(skip + 4 * column), floats(bias + 4 * column)
         kept_, g_ = floats(kept + 4 * LANES * N * kept_chunks * task), floats(dstate + 4 * LANES * N * task)
-        out = 4 * (b * T * D + column)
+        out = 4 * (b * out_batch + column)
         du_, ddelta_, dz_ = floats(du + out), floats(ddelta + out), floats(dz + out)
         dB_, dC_ = floats(dB + 4 * N * T * task), floats(dC + 4 * N * T * task)
         dA_, dskip_, dbias_ = (

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mamba_seq.kernels._numba import run_kernel, worker_count
-from mamba_seq.kernels._segments import Segment, address, dense, empty, last_dense, segments, walk, zeros
+from mamba_seq.kernels._segments import Segment, address, dense, empty, is_last_dense, last_dense, segments, walk, zeros
 from mamba_seq.kernels._simd import LANES, LOG2E
 from mamba_seq.kernels.selective_scan._cpu_kernels import (
     CHUNK,
@@ -61,7 +61,8 @@ def forward(
     workers = _workers(batch * length * channels * n_state)
     scratch = empty(workers, SCRATCH)
 
-    for part in segments(batch, length, channels, CHUNK):
+    readable = all(x is None or is_last_dense(x) for x in (u, delta, z))
+    for part in segments(batch, length, n_state if readable else channels, CHUNK):
         us, deltas, zs = _rows(part, u), _rows(part, delta), _rows(part, z)
         Bs, Cs = _columns(part, B), _columns(part, C)
         ys = part.of(y) if y.dtype == _F32 else empty(part.batch, part.steps, channels)
@@ -125,10 +126,11 @@ def backward(
     workers = _workers(batch * length * channels * n_state)
     scratch = empty(workers, SCRATCH)
 
-    for part in reversed(segments(batch, length, channels, CHUNK)):
+    for part in reversed(segments(batch, length, max(channels, blocks * n_state), CHUNK)):
         dys, us, deltas, zs = _rows(part, dy), _rows(part, u), _rows(part, delta), _rows(part, z)
         Bs, Cs = _columns(part, B), _columns(part, C)
-        outputs = [empty(part.batch, part.steps, channels) for _ in range(2 if z is None else 3)]
+        wholes = [part.of(x) for x in (du, ddelta, dz) if x is not None]
+        outputs = wholes if u.dtype == _F32 else [empty(*x.shape) for x in wholes]
         dBs, dCs = (empty(part.batch, blocks, n_state, part.steps) for _ in range(2))
         arguments = (
             *walk(dys),
@@ -146,6 +148,7 @@ def backward(
             outputs[0].data_ptr(),
             outputs[1].data_ptr(),
             outputs[-1].data_ptr(),
+            outputs[0].stride(0),
             dBs.data_ptr(),
             dCs.data_ptr(),
             dA[part.b0].data_ptr(),
@@ -157,8 +160,9 @@ def backward(
             n_state,
         )
         run_kernel(scan_backward, arguments, part.batch * blocks, scratch)
-        for whole, piece in zip((du, ddelta) if dz is None else (du, ddelta, dz), outputs, strict=True):
-            part.of(whole).copy_(piece)
+        for whole, piece in zip(wholes, outputs, strict=True):
+            if whole is not piece:
+                whole.copy_(piece)
         for whole, piece in ((dB, dBs), (dC, dCs)):
             part.of(whole).copy_(piece.sum(1).transpose(1, 2))
     return (
