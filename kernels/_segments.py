@@ -38,7 +38,7 @@ def segments(batch: int, length: int, width: int, multiple: int) -> list[Segment
 
     All segments but the last of an item have a number of steps that `multiple` divides, and `multiple` divides 1024.
     """
-    items = min(batch, max(1, _ELEMENTS // (_STEPS * width)))
+    items = max(1, min(batch, _ELEMENTS // (_STEPS * width)))
     steps = max(_STEPS, _ELEMENTS // (items * width) // multiple * multiple)
     return [
         Segment(b, min(b + items, batch), t, min(t + steps, length))

@@ -82,7 +82,7 @@ def backward(
             taps.data_ptr(),
             address(offset),
             *walk(dxs),
-            0 if dhistory is None or part.t0 else dhistory[part.b0].data_ptr(),
+            0 if dhistory is None or part.t0 else dhistory[part.b0 :].data_ptr(),
             dweights.data_ptr(),
             int(activation == "silu"),
             part.steps,

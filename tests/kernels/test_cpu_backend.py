@@ -187,6 +187,16 @@ def test_segments_cover_everything_once():
         assert (seen == 1).all()
 
 
+def test_a_batch_of_nothing():
+    y, state, *gradients = scan_with_gradients(scan_inputs(B=0, L=70, D=20))
+    assert y.shape == (0, 70, 20)
+    assert state.shape == (0, 20, 8)
+    assert all((x == 0).all() for x in gradients)
+    y, _, dweight = conv_with_gradients(torch.randn(0, 70, 20), torch.randn(20, 4))
+    assert y.shape == (0, 70, 20)
+    assert (dweight == 0).all()
+
+
 def test_work_runs_on_as_many_threads_as_torch_has(threads):
     for count in (1, 2, 3):
         threads(count)
