@@ -321,7 +321,7 @@ def compute_gradients(
     dbias = None if inputs.delta_bias is None else partial((B * cut.n_chunks, D))
 
     programs = inputs.programs(cut)
-    at_once = min(programs, MOST_PROGRAMS)
+    at_once = max(1, min(programs, MOST_PROGRAMS))  # an empty batch has no program
     # a state every BACKWARD_STEPS steps of a stretch, and those of the last steps, which go one by one
     tiles = cut.kept_every // BACKWARD_STEPS + BACKWARD_STEPS - 1
     scratch = partial((at_once, tiles, N_padded, BLOCK_D))
