@@ -87,7 +87,7 @@ def _difference(got: Tensor | None, want: Tensor, tolerance: Tolerance) -> str |
     if error <= tolerance.scaled and not outside.any():
         return None
     text = (
-        f"relative error {error:.2e} (allowed {tolerance.scaled:.0e}), {int(outside.sum())} of {want.numel()} elements"
+        f"relative error {error:.2e} (allowed {tolerance.scaled:.1e}), {int(outside.sum())} of {want.numel()} elements"
     )
     text += f" outside rtol {tolerance.rtol:.0e}, atol {tolerance.atol:.0e}"
     worst = int(distance.nan_to_num(nan=float("inf")).argmax())

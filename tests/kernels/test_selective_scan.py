@@ -53,7 +53,7 @@ def test_cpu(case: ScanCase) -> None:
     check(case, "cpu")
 
 
-@pytest.mark.parametrize("case", INTERPRETED_CASES[::2], ids=str)
+@pytest.mark.parametrize("case", [*INTERPRETED_CASES[::3], ScanCase(33, D=3, N=2, batch=9)], ids=str)
 def test_triton(case: ScanCase) -> None:
     check(case, "triton")
 
@@ -84,8 +84,8 @@ def test_half_a_batch_padded(backend: str) -> None:
     alone = {k: t[1:, :33] if k in ("u", "delta", "B", "C") else t for k, t in inputs.items()}
     alone["initial_state"] = inputs["initial_state"][1:]
     short = run_scan(on_device(alone, DEVICE[backend]), case, backend)
-    torch.testing.assert_close(padded["final_state"][1:], short["final_state"], rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(padded["y"][1:, :33], short["y"], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(padded["final_state"][1:], short["final_state"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(padded["y"][1:, :33], short["y"], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.gpu

@@ -127,6 +127,19 @@ def test_empty_sequence(backend: str, on: tuple[str, ...], gradients: bool) -> N
             assert torch.equal(initial_state.grad, torch.full_like(initial_state, 2.0))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_empty_batch(backend: str) -> None:
+    """Nothing to compute is not an error: gradients of parameters are zero."""
+    case = ScanCase(5, D=3, N=4, batch=0)
+    inputs = on_device(draw_inputs(case), DEVICE[backend])
+    upstream = tuple(t.to(DEVICE[backend]) for t in draw_upstream(case, inputs))
+    got = run_with_gradients(inputs, upstream, case, backend)
+    assert got["y"].shape == (0, 5, 3)
+    assert got["final_state"].shape == (0, 3, 4)
+    for name in ("dA", "dD", "ddelta_bias"):
+        assert torch.equal(got[name], torch.zeros_like(got[name])), name
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_types(backend: str, dtype: torch.dtype) -> None:
