@@ -117,7 +117,7 @@ def on_device(inputs: Mapping[str, Tensor | None], device: str) -> Inputs:
 def run(inputs: Mapping[str, Tensor | None], case: ConvCase, backend: str) -> dict[str, Tensor]:
     final = "final" in case.on
     activation = "silu" if "silu" in case.on else None
-    out = causal_conv1d(**inputs, activation=activation, return_final_state=final, backend=backend)  # type: ignore[arg-type]
+    out = causal_conv1d(**inputs, activation=activation, return_final_state=final, backend=backend)
     return {"y": out[0], "final_state": out[1]} if final else {"y": out}
 
 
@@ -174,7 +174,7 @@ def test_packed_is_the_serial_definition(on: tuple[str, ...], K: int) -> None:
     arrays: dict[str, Any] = {name: t if t is None else t.numpy() for name, t in inputs.items()}
     want_y, want_state = serial_conv(**arrays, silu="silu" in on, bounds=bounds)
     y, state = causal_conv1d(
-        **inputs,  # type: ignore[arg-type]
+        **inputs,
         activation="silu" if "silu" in on else None,
         cu_seqlens=torch.tensor(bounds, dtype=torch.int32),
         return_final_state=True,

@@ -89,9 +89,7 @@ def test_steps(backend: str, case: ScanCase) -> None:
     for t in range(case.L):
         now = {k: p[:, t] if k in OVER_TIME and p is not None else p for k, p in inputs.items()}
         del now["initial_state"]
-        outputs.append(
-            selective_state_update(state, **now, delta_softplus="softplus" in case.on, backend=backend)  # type: ignore[arg-type]
-        )
+        outputs.append(selective_state_update(state, **now, delta_softplus="softplus" in case.on, backend=backend))
     assert_close({"y": torch.stack(outputs, dim=1), "final_state": state}, whole, CLOSE)
 
 
@@ -106,5 +104,5 @@ def test_a_prompt_then_steps(backend: str) -> None:
     outputs = [y]
     for t in range(16, 21):
         now = {k: p[:, t] if k in OVER_TIME else p for k, p in inputs.items() if k != "initial_state"}
-        outputs.append(selective_state_update(state, **now, delta_softplus=True, backend=backend)[:, None])  # type: ignore[arg-type]
+        outputs.append(selective_state_update(state, **now, delta_softplus=True, backend=backend)[:, None])
     assert_close({"y": torch.cat(outputs, dim=1), "final_state": state}, whole, CLOSE)

@@ -313,11 +313,11 @@ def test_wrong_arguments(mistake: str) -> None:
 def test_wrong_boundaries(bounds: list[int]) -> None:
     inputs = draw_inputs(ScanCase(13, D=6, N=4, on=(), batch=1))
     with pytest.raises(ValueError, match=re.escape(f"must increase strictly from 0 to L = 13, got {bounds}")):
-        selective_scan(**inputs, cu_seqlens=torch.tensor(bounds, dtype=torch.int32))  # type: ignore[arg-type]
+        selective_scan(**inputs, cu_seqlens=torch.tensor(bounds, dtype=torch.int32))
 
 
 def test_packed_wants_a_state_a_sequence() -> None:
     inputs = draw_inputs(ScanCase(13, D=6, N=4, on=("init",), batch=1))
     message = "initial_state has shape (1, 6, 4), expected (S, D, N) = (2, 6, 4)"
     with pytest.raises(ValueError, match=re.escape(message)):
-        selective_scan(**inputs, cu_seqlens=torch.tensor([0, 5, 13], dtype=torch.int32))  # type: ignore[arg-type]
+        selective_scan(**inputs, cu_seqlens=torch.tensor([0, 5, 13], dtype=torch.int32))

@@ -81,12 +81,12 @@ def test_more_than_2_to_the_31_elements_gpu() -> None:
     )
     options = {"A": -torch.ones(D, N, device="cuda"), "delta_softplus": True, "backend": "triton"}
     whole = {name: t.requires_grad_() for name, t in inputs.items()}
-    got = torch.autograd.grad(selective_scan(**whole, **options), list(whole.values()), dy)  # type: ignore[arg-type]
+    got = torch.autograd.grad(selective_scan(**whole, **options), list(whole.values()), dy)
 
     head = {name: t[:, :-tail].detach() for name, t in inputs.items()}
-    middle = selective_scan(**head, **options, return_final_state=True)[1]  # type: ignore[arg-type]
+    middle = selective_scan(**head, **options, return_final_state=True)[1]
     rest = {name: t[:, -tail:].detach().requires_grad_() for name, t in inputs.items()}
-    y = selective_scan(**rest, **options, initial_state=middle)  # type: ignore[arg-type]
+    y = selective_scan(**rest, **options, initial_state=middle)
     want = torch.autograd.grad(y, list(rest.values()), dy[:, -tail:])
     names = [f"d{name}" for name in inputs]
     close = {name: BF16[name] for name in names}
