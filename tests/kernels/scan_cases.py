@@ -123,7 +123,7 @@ INTERPRETED_CASES = [
 # On a GPU every set of switches and every state size is compiled anew: long lists vary the rest.
 GPU_CASES = [
     *sampled(SWITCH_CASES, 2),
-    *(ScanCase(129, D=D, N=N) for D, N in SIZES),
+    *(ScanCase(128, D=D, N=N) for D, N in SIZES if N != 16),
     *(ScanCase(L, D=D, N=16, dtype=dtype) for L in LENGTHS for D in (17, 48) for dtype in DTYPES),
     *(ScanCase(1134, D=7, N=16, dtype=dtype, draw=draw) for draw in DRAWS for dtype in DTYPES),
     *(ScanCase(L, N=16, dtype=dtype) for L in (4096, 16385) for dtype in DTYPES),
