@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
+from mamba_seq.data_prep.errors import TooFewData
 from mamba_seq.data_prep.genome_windows import (
     Augmentation,
     Draw,
@@ -19,7 +20,7 @@ from mamba_seq.data_prep.genome_windows import (
     evaluation_windows,
 )
 from mamba_seq.data_prep.genomes import Cache, Genomes
-from mamba_seq.data_prep.splits import Split, Splits, split_by_record, split_by_region
+from mamba_seq.data_prep.splits import Interval, Split, Splits, split_by_record, split_by_region
 
 
 @dataclass(kw_only=True)
@@ -40,6 +41,9 @@ class GenomeDataConfig:
     """Hold out regions of every genome, or whole records."""
     splits_file: str | None = None
     """A table of an earlier run's splits (splits.tsv) to use instead."""
+    test_root: str | None = None
+    """Folder of other genomes of the same classes to test on, such as strains that training never sees; whole records
+    of it are then the test, and test_fraction must be 0."""
     test_fraction: float = 0.1
     """Part of the bases of every genome (by record: of every class) that is held out for the test."""
     validation_fraction: float = 0.05
@@ -61,8 +65,8 @@ class GenomeDataConfig:
     mask_fraction: float = 0.05
     """The largest part of the bases of such a window that becomes N."""
     mutation_fraction: float = 0.0
-    """The largest part of the bases of a training window that become another base: keeps small data from being learnt by
-    heart."""
+    """The largest part of the bases of a training window that become another base: keeps small data from being learnt
+    by heart."""
     validation_windows: int = 40
     """Validation windows a class, of each length."""
     test_windows: int = 100
@@ -92,6 +96,7 @@ class GenomeData(L.LightningDataModule):
         self.config = config
         self.start_step = 0
         self._genomes: Genomes | None = None
+        self._test_genomes: Genomes | None = None
         self._splits: Splits | None = None
 
     def setup(self, stage: str | None = None) -> None:
@@ -106,6 +111,9 @@ class GenomeData(L.LightningDataModule):
         genomes = Genomes(config.root, config.cache, config.cache_gb, config.index_folder)
         splits = self._split(genomes)
         splits.check_against(genomes.records)
+        if config.test_root is not None:
+            self._test_genomes = Genomes(config.test_root, config.cache, config.cache_gb, config.index_folder)
+            self._check_test_genomes(genomes, splits)
         self._genomes, self._splits = genomes, splits
 
     @property
@@ -121,6 +129,14 @@ class GenomeData(L.LightningDataModule):
         if self._splits is None:
             raise RuntimeError("the genomes have not been split yet: call setup() first")
         return self._splits
+
+    @property
+    def test_intervals(self) -> list[Interval]:
+        """The stretches that the test windows lie in, after `setup`."""
+        if self._test_genomes is None:
+            return self.splits.of("test")
+        records = [record for record in self._test_genomes.records if record.length]
+        return [Interval(r.label, r.file, r.name, 0, r.length, "test") for r in records]
 
     @property
     def labels(self) -> list[str]:
@@ -144,9 +160,9 @@ class GenomeData(L.LightningDataModule):
     ) -> EvaluationWindows:
         """A fixed list of windows of a split, balanced over the classes; the seed is the config's by default."""
         seed = self.config.seed if seed is None else seed
-        return evaluation_windows(
-            self.genomes, self.splits.of(split), length, per_class, seed, self.config.max_n_fraction
-        )
+        genomes = self._test_genomes if split == "test" and self._test_genomes is not None else self.genomes
+        intervals = self.test_intervals if split == "test" else self.splits.of(split)
+        return evaluation_windows(genomes, intervals, length, per_class, seed, self.config.max_n_fraction)
 
     def evaluation_loader(self, windows: EvaluationWindows) -> DataLoader[Any]:
         """Batches of about `batch_tokens` bases of such a list, in its order."""
@@ -179,6 +195,19 @@ class GenomeData(L.LightningDataModule):
     def _loaders(self, split: Split, per_class: int) -> list[DataLoader[Any]]:
         lengths = sorted(set(self.config.lengths))
         return [self.evaluation_loader(self.evaluation_windows(split, length, per_class)) for length in lengths]
+
+    def _check_test_genomes(self, genomes: Genomes, splits: Splits) -> None:
+        """Refuse test genomes of other classes, and a second test beside them."""
+        if self._test_genomes is not None and self._test_genomes.labels != genomes.labels:
+            raise TooFewData(
+                f"{self.config.test_root} has the classes {self._test_genomes.labels}, "
+                f"{self.config.root} has {genomes.labels}; the same in both were expected"
+            )
+        if splits.of("test"):
+            raise ValueError(
+                f"test_root {self.config.test_root!r} came with parts of {self.config.root!r} held out for the test "
+                "too; set test_fraction to 0 and name no test_records"
+            )
 
     def _split(self, genomes: Genomes) -> Splits:
         config = self.config

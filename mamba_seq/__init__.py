@@ -1,7 +1,7 @@
 """mamba-seq: selective state-space models for sequences too long for attention.
 
-The whole public surface is below. Names load their module when first used (PEP 562), so that `import mamba_seq`, and with it
-the command line, costs no import of torch.
+The whole public surface is below. Names load their module when first used (PEP 562), so that `import mamba_seq`, and
+with it the command line, costs no import of torch.
 """
 
 import importlib

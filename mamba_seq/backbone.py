@@ -1,10 +1,12 @@
 """The shared backbone: a stack of Mamba blocks, each with a normalisation in front and a residual around it.
 
-It takes vectors and gives vectors, (B, L, d_model) to (B, L, d_model); what the positions mean is its caller's business.
+It takes vectors and gives vectors, (B, L, d_model) to (B, L, d_model); what the positions mean is its caller's
+business.
 Whole sequence, chunk after chunk (`state`, `return_state`) and `step` agree to rounding.
 """
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +28,13 @@ class Backbone(nn.Module):
         self.norm = make_norm(config)
         with torch.no_grad():
             # each block adds to the residual stream: keep its variance at initialisation (GPT-2, section 2.3)
-            for layer in self.layers:
-                layer.mixer.out_proj.weight /= math.sqrt(config.n_layer)
+            for block in self.blocks:
+                block.mixer.out_proj.weight /= math.sqrt(config.n_layer)
+
+    @property
+    def blocks(self) -> list["ResidualBlock"]:
+        """The blocks, first to last."""
+        return cast("list[ResidualBlock]", list(self.layers))
 
     def forward(
         self, hidden: Tensor, mask: Tensor | None = None, state: BackboneState | None = None, return_state: bool = False
@@ -56,14 +63,14 @@ class Backbone(nn.Module):
     def step(self, hidden: Tensor, state: BackboneState) -> Tensor:
         """Advance every block one position, changing `state` in place; (B, d_model) to (B, d_model), no gradient."""
         residual = hidden.float() if self.config.residual_in_fp32 else hidden
-        for layer, layer_state in zip(self.layers, state, strict=True):
-            residual = layer.step(residual, layer_state)
+        for block, block_state in zip(self.blocks, state, strict=True):
+            residual = block.step(residual, block_state)
         out: Tensor = self.norm(residual.to(self.norm.weight.dtype))
         return out
 
     def allocate_state(self, batch: int) -> BackboneState:
         """Return the state of `batch` sequences before their first position."""
-        return [layer.mixer.allocate_state(batch) for layer in self.layers]
+        return [block.mixer.allocate_state(batch) for block in self.blocks]
 
 
 class ResidualBlock(nn.Module):

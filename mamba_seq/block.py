@@ -7,13 +7,13 @@
     y = selective_scan(u, delta, A, B, C, D) * silu(z)
     hidden = out_proj(y)
 
-Shapes: B batch, L length, D channels of the scan, N state size, K taps. Three forms agree to rounding: the whole sequence,
-chunk after chunk with the state carried, and `step`.
+Shapes: B batch, L length, D channels of the scan, N state size, K taps. Three forms agree to rounding: the whole
+sequence, chunk after chunk with the state carried, and `step`.
 """
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +54,7 @@ class Mamba(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialise as in the paper (section 3.6 and appendix E): A = -(1..N), delta log-uniform in [dt_min, dt_max]."""
+        """Initialise as in the paper (section 3.6, appendix E): A = -(1..N), delta log-uniform in [dt_min, dt_max]."""
         config = self.config
         bound = 1 / math.sqrt(config.d_conv)
         nn.init.uniform_(self.conv_weight, -bound, bound)
@@ -76,8 +76,8 @@ class Mamba(nn.Module):
 
         Args:
             hidden: (B, L, d_model).
-            mask: (B, L), true at real positions. Padding may stand left or right of a sequence, not inside it; it changes
-                neither the outputs at real positions nor the state.
+            mask: (B, L), true at real positions. Padding may stand left or right of a sequence, not inside it; it
+                changes neither the outputs at real positions nor the state.
             state: what the block remembers of the sequence so far; None starts it.
             return_state: also return the state after the last real position.
 
@@ -88,7 +88,7 @@ class Mamba(nn.Module):
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0)
         conv_state = None if state is None else state.conv.to(x.dtype)
-        u = causal_conv1d(x, self.conv_weight, self.conv_bias, "silu", initial_state=conv_state)
+        u = cast("Tensor", causal_conv1d(x, self.conv_weight, self.conv_bias, "silu", initial_state=conv_state))
         delta, B, C = self._select(u)
         if mask is not None:
             delta = delta.masked_fill(~mask[..., None], NO_STEP)
@@ -157,7 +157,8 @@ class Mamba(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Mamba":
         """Move or cast the block, keeping A_log, D and dt_bias in float32 under `.to(bfloat16)` and `.half()`.
 
-        In 16 bits the decay exp(delta A) of a long memory rounds to 1 or away from it (state-spaces/mamba README, Precision).
+        In 16 bits the decay exp(delta A) of a long memory rounds to 1 or away from it (state-spaces/mamba README,
+        Precision).
         """
         kept = [tensor for p in (self.A_log, self.D, self.dt_bias) for tensor in (p, p.grad) if tensor is not None]
 
@@ -174,4 +175,3 @@ class Mamba(nn.Module):
 def inverse_softplus(x: Tensor) -> Tensor:
     """Return r with softplus(r) = x, for x > 0."""
     return x + torch.log(-torch.expm1(-x))
-

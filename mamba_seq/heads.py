@@ -24,7 +24,7 @@ class ClassifierState(NamedTuple):
     backbone: BackboneState
     pooled: Tensor
     """Sum, last or maximum of the outputs so far (B, d_model), float32."""
-    count: Tensor
+    length: Tensor
     """Number of real positions so far (B,), int64."""
 
 
@@ -102,7 +102,7 @@ class SequenceClassifier(nn.Module, SavedModel):
             last = (real * torch.arange(length, device=out.device)).amax(dim=1) if length else here
             found = out.gather(1, last[:, None, None].expand(-1, 1, out.shape[2]))[:, 0] if length else state.pooled
             pooled = torch.where(here[:, None] > 0, found, state.pooled)
-        return pooled, state.count + here
+        return pooled, state.length + here
 
     def _read(self, pooled: Tensor, count: Tensor) -> Tensor:
         """Turn the pooled vector into logits; in float32, as the average of a million positions needs."""

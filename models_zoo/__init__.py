@@ -1,7 +1,7 @@
 """Models that come with the package, and the recipes that trained them.
 
-A zoo name is `architecture.tag`. Each released model is a saved-model folder below `released/`, with the record of its training
-in `record.json`; each recipe is a YAML file below `recipes/`.
+A zoo name is `architecture.tag`. Each released model is a saved-model folder below `released/`, with the record of its
+training in `record.json`; each recipe is a YAML file below `recipes/`.
 """
 
 import json

@@ -19,7 +19,7 @@ from mamba_seq.data_prep.alphabet import DNA, Codes
 from mamba_seq.pipelines.errors import ScoringError
 from mamba_seq.pipelines.runtime import mixed_precision
 
-CPU_BATCH_TOKENS = 1 << 16
+CPU_BATCH_TOKENS = 1 << 14
 GPU_BATCH_TOKENS = 1 << 18
 
 # windows that wait are sorted by length before they are cut into batches; more of them pad less and take more memory

@@ -3,7 +3,8 @@
 A backend module (`cpu`, `triton`) offers two functions, without autograd:
 
     forward(x, weight, bias, activation, initial_state) -> y (B, L, D)
-    backward(dy, x, weight, bias, activation, initial_state) -> dx, dweight, dbias, dinitial_state; None where None came in
+    backward(dy, x, weight, bias, activation, initial_state)
+        -> dx, dweight, dbias, dinitial_state; None where the input was None
 
 The pre-activation is recomputed in the backward pass, so only inputs are kept.
 """

@@ -8,7 +8,8 @@ A backend module (`cpu`, `triton`) offers two functions, without autograd:
     backward(dy, dfinal_state, saved, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
         -> du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state; None where the input was None
 
-Only inputs and the states at chunk starts are kept: everything else is recomputed in the backward pass (Mamba, section 3.3.2).
+Only inputs and the states at chunk starts are kept: everything else is recomputed in the backward pass (Mamba, section
+3.3.2).
 """
 
 import importlib

@@ -1,4 +1,8 @@
-"""Train a model from a recipe: `recipe` (what), `module` (the step), `run` (the loop and its folder), `card` (what is said of it)."""
+"""Train a model from a recipe.
+
+Read `run` first: the loop and its folder. `recipe` says what is trained, `module` is the step, `finish` measures the
+model that comes out and `card` says what it is.
+"""
 
 from mamba_seq.pipelines.train.run import main
 

@@ -1,6 +1,7 @@
 """What follows the last training step: the saved model, its measurement on the test windows, the baseline, the card.
 
-Each result is a file of the run's folder, so that what is there is not done again; the model's folder appears at the very end.
+Each result is a file of the run's folder, so that what is there is not done again; the model's folder appears at the
+very end.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import logging
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -36,7 +37,8 @@ def finish(model: SequenceClassifier, recipe: Recipe, data: GenomeData, run: Pat
     """Save the model, measure it and the baseline, write card and pictures; return the model's folder."""
     staging = model.save_pretrained(run / "model.partial")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    saved = from_pretrained(staging, device)  # what is measured is what was stored, rounding included
+    # what is measured is what was stored, rounding included
+    saved = cast("SequenceClassifier", from_pretrained(staging, device))
     tests = [
         data.evaluation_windows("test", length, count)
         for length, count in zip(recipe.evaluation.lengths, recipe.evaluation.windows_per_class, strict=True)
@@ -109,14 +111,16 @@ def make_record(
     minutes = [float(line) for line in (run / "minutes.csv").read_text(encoding="utf-8").split()]
     device = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} threads of a {platform.machine()} CPU"
     reduced = recipe.precision == "bf16" or (recipe.precision == "auto" and gpu)
-    validation = recipe.data.validation_fraction
+    held_out = f"{recipe.data.test_fraction:.0%} of the bases for the test"
+    if recipe.data.test_root is not None:
+        held_out = "other genomes, of which training sees nothing, for the test"
     return {
         "name": recipe.name,
         "summary": recipe.summary,
         "labels": data.labels,
         "data_source": recipe.data_source,
         "data_licence": recipe.data_licence,
-        "split": f"by {recipe.data.split}; {recipe.data.test_fraction:.0%} for the test, {validation:.0%} for validation.",
+        "split": f"by {recipe.data.split}; {held_out}, {recipe.data.validation_fraction:.0%} for validation.",
         "limits": recipe.limits,
         "context": recipe.context,
         "parameters": parameters,
@@ -125,6 +129,7 @@ def make_record(
         "optim": dataclasses.asdict(recipe.optim),
         "steps": recipe.optim.steps,
         "batch_tokens": recipe.data.batch_tokens,
+        "mutation_fraction": recipe.data.mutation_fraction,
         "lengths": " and ".join(f"{length:,}" for length in recipe.data.lengths),
         "seed": recipe.seed,
         "data_seed": recipe.data.seed,

@@ -21,10 +21,11 @@ Batch = tuple[Tensor, Tensor]
 class ClassifierTraining(L.LightningModule):
     """A `SequenceClassifier` in training."""
 
-    def __init__(self, model: SequenceClassifier, optim: OptimConfig) -> None:
+    def __init__(self, model: SequenceClassifier, optim: OptimConfig, log_every: int) -> None:
         super().__init__()
         self.model = model
         self.optim = optim
+        self.log_every = log_every
         config = model.config
         self.next_token = nn.Linear(config.backbone.d_model, config.vocab_size) if optim.next_token_weight else None
 
@@ -36,7 +37,7 @@ class ClassifierTraining(L.LightningModule):
         logits = self.model.classify(out)
         loss = F.cross_entropy(logits, labels)
         # synchronises with the GPU, so only where a row is written
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        if self.global_step % self.log_every == 0:
             accuracy = (logits.argmax(dim=1) == labels).float().mean()
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             length = float(tokens.shape[1])
@@ -60,13 +61,14 @@ class ClassifierTraining(L.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip the gradient's norm; Lightning's own clipping refuses the fused AdamW, though bf16 scales no gradients."""
+        """Clip the gradient's norm; Lightning's clipping refuses the fused AdamW, though bf16 scales no gradients."""
         torch.nn.utils.clip_grad_norm_(self.parameters(), self.optim.grad_clip)
 
     def configure_optimizers(self) -> Any:
         """AdamW over two groups, with and without weight decay, and the schedule of the recipe, step by step."""
         optim = self.optim
-        decayed, plain = [], []
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
         for name, parameter in self.named_parameters():
             (plain if name.endswith(NO_DECAY) else decayed).append(parameter)
         optimizer = torch.optim.AdamW(

@@ -37,8 +37,8 @@ class OptimConfig:
     grad_clip: float = 1.0
     """Largest norm of the gradient."""
     next_token_weight: float = 0.0
-    """Weight of an auxiliary loss, the next token's cross-entropy at every position, read off by a matrix that only training
-    has."""
+    """Weight of an auxiliary loss, the next token's cross-entropy at every position, read off by a matrix that only
+    training has."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:

@@ -27,6 +27,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressB
 from mamba_seq import models_zoo
 from mamba_seq.config import ModelConfig
 from mamba_seq.data_prep.dna import GenomeData
+from mamba_seq.data_prep.splits import Splits
 from mamba_seq.errors import ModelError
 from mamba_seq.heads import SequenceClassifier
 from mamba_seq.pipelines.train.finish import finish
@@ -71,8 +72,8 @@ def main(
     L.seed_everything(fields.seed, verbose=False)
     data = GenomeData(fields.data)
     data.setup("fit")
-    (run / "splits.tsv").write_text(data.splits.to_tsv(), encoding="utf-8")
-    training = ClassifierTraining(SequenceClassifier(model_config(fields, data.labels)), fields.optim)
+    (run / "splits.tsv").write_text(splits_of(data).to_tsv(), encoding="utf-8")
+    training = ClassifierTraining(SequenceClassifier(model_config(fields, data.labels)), fields.optim, fields.log_every)
     started = time.monotonic()
     step = fit(training, data, fields, run, max_minutes, progress)
     note_minutes(run, (time.monotonic() - started) / 60)
@@ -81,6 +82,11 @@ def main(
         log.info("stopped at step %d of %d; the same command goes on", step, fields.optim.steps)
         return run
     return finish(training.model, fields, data, run)
+
+
+def splits_of(data: GenomeData) -> Splits:
+    """Return every stretch of training, validation and test, those of separate test genomes too."""
+    return Splits(tuple(i for i in data.splits.intervals if i.split != "test") + tuple(data.test_intervals))
 
 
 def model_config(recipe: Recipe, labels: list[str]) -> ModelConfig:
@@ -177,7 +183,7 @@ def note_minutes(run: Path, minutes: float) -> None:
 
 
 class StopAfter(Callback):
-    """Ends training after some minutes. Lightning's own timer puts itself into the checkpoint and is missed in a later run."""
+    """Ends training after some minutes; Lightning's own timer enters the checkpoint and is missed in a later run."""
 
     def __init__(self, minutes: float) -> None:
         self.deadline = time.monotonic() + 60 * minutes

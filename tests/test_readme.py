@@ -1,0 +1,50 @@
+"""The README's code runs, its links lead somewhere, and its figures are those of the card."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mamba_seq import models_zoo
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
+def test_python_blocks_run(code: str) -> None:
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    torch = names["torch"]
+    assert names["logits"].shape == (2, 11)
+    together = torch.cat([names["first"], names["rest"]], dim=1)
+    torch.testing.assert_close(together, names["whole"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(names["step"], names["whole"][:, 0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#]+)\)", README))))
+def test_links_lead_somewhere(target: str) -> None:
+    assert (ROOT / target).exists()
+
+
+def test_files_of_the_reading_order_are_there() -> None:
+    order = README.split("## Reading order")[1]
+    folder = Path()
+    for name in re.findall(r"`([\w/]+\.py)`", order):
+        path = Path(name) if "/" in name else folder / name
+        assert (ROOT / path).is_file(), path
+        folder = path.parent
+
+
+def test_accuracies_are_the_cards() -> None:
+    record = models_zoo.describe("mamba-dna.bacteria11")
+    for row in record["results"]:
+        cells = [f"{row[key]:.3f}" for key in ("accuracy", "low", "high", "baseline")]
+        line = f"| {row['length']:,} | {cells[0]} | {cells[1]} to {cells[2]} | {cells[3]} |"
+        assert line in README
+
+
+def test_commands_of_the_makefile_are_there() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for command in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
+        assert re.search(rf"^{command}:", makefile, flags=re.MULTILINE), command
