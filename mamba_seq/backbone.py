@@ -43,14 +43,18 @@ class Backbone(nn.Module):
 
         Args:
             hidden: (B, L, d_model).
-            mask: (B, L), true at real positions; padding left or right of a sequence changes nothing.
+            mask: bool (B, L), true at real positions; padding left or right of a sequence changes nothing.
             state: what the blocks remember of the sequence so far; None starts it.
             return_state: also return their state after the last real position.
 
         Returns:
-            (B, L, d_model), and the state if asked for.
+            (B, L, d_model) in the weights' type, and the state if asked for.
+
+        Raises:
+            ValueError: for a mask of another shape or type, or a state of another number of blocks.
         """
         residual = hidden.float() if self.config.residual_in_fp32 else hidden
+        self._check_state(state)
         new_state: BackboneState = []
         for i, layer in enumerate(self.layers):
             residual = layer(residual, mask, None if state is None else state[i], return_state)
@@ -60,8 +64,10 @@ class Backbone(nn.Module):
         out = self.norm(residual.to(self.norm.weight.dtype))
         return (out, new_state) if return_state else out
 
+    @torch.no_grad()
     def step(self, hidden: Tensor, state: BackboneState) -> Tensor:
         """Advance every block one position, changing `state` in place; (B, d_model) to (B, d_model), no gradient."""
+        self._check_state(state)
         residual = hidden.float() if self.config.residual_in_fp32 else hidden
         for block, block_state in zip(self.blocks, state, strict=True):
             residual = block.step(residual, block_state)
@@ -71,6 +77,13 @@ class Backbone(nn.Module):
     def allocate_state(self, batch: int) -> BackboneState:
         """Return the state of `batch` sequences before their first position."""
         return [block.mixer.allocate_state(batch) for block in self.blocks]
+
+    def _check_state(self, state: BackboneState | None) -> None:
+        if state is not None and len(state) != len(self.layers):
+            raise ValueError(
+                f"state is of {len(state)} blocks, expected {len(self.layers)}: take it from allocate_state or from a "
+                "call with return_state of the same model"
+            )
 
 
 class ResidualBlock(nn.Module):

@@ -76,14 +76,20 @@ class Mamba(nn.Module):
 
         Args:
             hidden: (B, L, d_model).
-            mask: (B, L), true at real positions. Padding may stand left or right of a sequence, not inside it; it
-                changes neither the outputs at real positions nor the state.
+            mask: bool (B, L), true at real positions. Padding may stand left or right of a sequence, not inside it, so
+                with a `state` that has begun only on the right; it changes neither the outputs at real positions nor
+                the state.
             state: what the block remembers of the sequence so far; None starts it.
             return_state: also return the state after the last real position.
 
         Returns:
             (B, L, d_model), and the state if asked for. Outputs at masked positions are without meaning.
+
+        Raises:
+            ValueError: for a mask of another shape or type.
         """
+        if mask is not None:
+            check_mask(mask, hidden)
         x, z = self.in_proj(hidden).chunk(2, dim=-1)
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0)
@@ -110,6 +116,7 @@ class Mamba(nn.Module):
             return out
         return out, MambaState(self._last_inputs(x, conv_state, mask), ssm_state)
 
+    @torch.no_grad()
     def step(self, hidden: Tensor, state: MambaState) -> Tensor:
         """Advance one position, changing `state` in place; no gradient.
 
@@ -120,9 +127,10 @@ class Mamba(nn.Module):
         Returns:
             (B, d_model).
         """
-        # autocast would give 16 bits here, but the state's type was fixed when it was made
-        x, z = self.in_proj(hidden).to(state.conv.dtype).chunk(2, dim=-1)
-        u = causal_conv1d_update(x, state.conv, self.conv_weight, self.conv_bias, "silu")
+        x, z = self.in_proj(hidden).chunk(2, dim=-1)
+        # the state's type was fixed when it was made, perhaps outside the autocast that this step runs in, or inside
+        u = causal_conv1d_update(x.to(state.conv.dtype), state.conv, self.conv_weight, self.conv_bias, "silu")
+        u = u.to(x.dtype)
         delta, B, C = self._select(u)
         y = selective_state_update(
             state.ssm, u, delta, -torch.exp(self.A_log), B, C, self.D, z, self.dt_bias, delta_softplus=True
@@ -139,16 +147,18 @@ class Mamba(nn.Module):
     def _select(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Make raw delta (..., D), B and C (..., N) from the convolved input (..., D)."""
         n_state = self.config.d_state
-        low_rank, B, C = self.x_proj(u).to(u.dtype).split((self.config.rank, n_state, n_state), dim=-1)
-        return self.dt_proj(low_rank).to(u.dtype), B, C
+        low_rank, B, C = self.x_proj(u).split((self.config.rank, n_state, n_state), dim=-1)
+        return self.dt_proj(low_rank), B, C
 
     def _last_inputs(self, x: Tensor, conv_state: Tensor | None, mask: Tensor | None) -> Tensor:
         """Return the K - 1 inputs before each sequence's end (B, D, K-1), which padding on the right puts before L."""
         K = self.config.d_conv
         before = x.new_zeros((x.shape[0], K - 1, x.shape[2])) if conv_state is None else conv_state.transpose(1, 2)
-        history = torch.cat([before, x], dim=1)  # (B, K-1+L, D)
         if mask is None:
-            return history[:, x.shape[1] :].transpose(1, 2)
+            # a copy of the end alone: a slice of the whole would keep the whole in memory
+            recent = x[:, max(0, x.shape[1] - K + 1) :]
+            return torch.cat([before[:, recent.shape[1] :], recent], dim=1).transpose(1, 2)
+        history = torch.cat([before, x], dim=1)  # (B, K-1+L, D)
         position = torch.arange(1, x.shape[1] + 1, device=x.device)
         end = (mask * position).amax(dim=1) if x.shape[1] else mask.new_zeros(len(mask), dtype=torch.long)
         index = end[:, None] + torch.arange(K - 1, device=x.device)  # (B, K-1)
@@ -165,11 +175,19 @@ class Mamba(nn.Module):
         def keep_float32(tensor: Tensor) -> Tensor:
             applied = fn(tensor)
             if applied.dtype in (torch.bfloat16, torch.float16) and any(tensor is k for k in kept):
-                return tensor.to(applied.device)
+                return tensor.to(applied.device, torch.float32)
             return applied
 
         super()._apply(keep_float32, recurse)
         return self
+
+
+def check_mask(mask: Tensor, hidden: Tensor) -> None:
+    """Raise ValueError unless `mask` is bool (B, L) for `hidden` (B, L, d_model): another one might broadcast."""
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask has type {str(mask.dtype).removeprefix('torch.')}, expected bool; pass mask != 0")
+    if mask.shape != hidden.shape[:2]:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}, expected (B, L) = {tuple(hidden.shape[:2])}")
 
 
 def inverse_softplus(x: Tensor) -> Tensor:

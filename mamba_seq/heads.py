@@ -51,12 +51,15 @@ class SequenceClassifier(nn.Module, SavedModel):
 
         Args:
             tokens: (B, L) int64; any value where the mask is false.
-            mask: (B, L), true at real positions; padding left or right of a sequence changes nothing.
+            mask: bool (B, L), true at real positions; padding left or right of a sequence changes nothing.
             state: what was remembered of the sequences' earlier chunks.
             return_state: also return what to remember.
 
         Returns:
             Logits (B, number of labels) in float32, of everything read so far; and the state if asked for.
+
+        Raises:
+            ValueError: for a mask of another shape or type, or a state of another model.
         """
         if not return_state and state is None:
             return self.classify(self.backbone(self.embedding(tokens), mask), mask)
@@ -70,44 +73,54 @@ class SequenceClassifier(nn.Module, SavedModel):
         """Turn the backbone's outputs for whole sequences (B, L, d_model) into logits (B, number of labels)."""
         return self._read(*self._pool(out.float(), mask, None))
 
+    @torch.no_grad()
     def step(self, tokens: Tensor, state: ClassifierState) -> tuple[Tensor, ClassifierState]:
-        """Read one more token of each sequence (B,); return the logits so far and the state (partly changed)."""
+        """Read one more token of each sequence (B,); return the logits so far and the next state, no gradient.
+
+        The backbone's part of `state` is changed in place, so that `state` itself is of no use afterwards.
+        """
         out = self.backbone.step(self.embedding(tokens), state.backbone)
         pooled, count = self._pool(out.float()[:, None], None, state)
         return self._read(pooled, count), ClassifierState(state.backbone, pooled, count)
 
     def allocate_state(self, batch: int) -> ClassifierState:
         """Return the state of `batch` sequences before their first token."""
-        device = self.embedding.weight.device
+        pooled, length = self._nothing_pooled(batch, self.embedding.weight.device)
+        return ClassifierState(self.backbone.allocate_state(batch), pooled, length)
+
+    def _nothing_pooled(self, batch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the pooled vector (B, d_model) and the count (B,) before the first position."""
         fill = float("-inf") if self.config.pooling == "max" else 0.0
         pooled = torch.full((batch, self.config.backbone.d_model), fill, device=device)
-        return ClassifierState(
-            self.backbone.allocate_state(batch), pooled, torch.zeros(batch, dtype=torch.long, device=device)
-        )
+        return pooled, torch.zeros(batch, dtype=torch.long, device=device)
 
     def _pool(self, out: Tensor, mask: Tensor | None, state: ClassifierState | None) -> tuple[Tensor, Tensor]:
         """Fold the outputs (B, L, d_model) of a chunk into the pooled vector and the count of real positions."""
         batch, length, _ = out.shape
         if state is None:
-            state = self.allocate_state(batch)
+            before, count = self._nothing_pooled(batch, out.device)
+        else:
+            before, count = state.pooled, state.length
         here = torch.full((batch,), length, device=out.device) if mask is None else mask.sum(dim=1)
         if self.config.pooling == "mean":
             kept = out if mask is None else out.masked_fill(~mask[..., None], 0)
-            pooled = state.pooled + kept.sum(dim=1)
+            pooled = before + kept.sum(dim=1)
         elif self.config.pooling == "max":
             kept = out if mask is None else out.masked_fill(~mask[..., None], float("-inf"))
-            pooled = torch.maximum(state.pooled, kept.amax(dim=1)) if length else state.pooled
+            pooled = torch.maximum(before, kept.amax(dim=1)) if length else before
         else:
             real = torch.ones_like(out[..., 0], dtype=torch.bool) if mask is None else mask
             last = (real * torch.arange(length, device=out.device)).amax(dim=1) if length else here
-            found = out.gather(1, last[:, None, None].expand(-1, 1, out.shape[2]))[:, 0] if length else state.pooled
-            pooled = torch.where(here[:, None] > 0, found, state.pooled)
-        return pooled, state.length + here
+            found = out.gather(1, last[:, None, None].expand(-1, 1, out.shape[2]))[:, 0] if length else before
+            pooled = torch.where(here[:, None] > 0, found, before)
+        return pooled, count + here
 
     def _read(self, pooled: Tensor, count: Tensor) -> Tensor:
         """Turn the pooled vector into logits; in float32, as the average of a million positions needs."""
         if self.config.pooling == "mean":
             pooled = pooled / count.clamp(min=1)[:, None]
+        elif self.config.pooling == "max":
+            pooled = pooled.masked_fill(count[:, None] == 0, 0)  # of nothing; -inf would become NaN
         with torch.autocast(pooled.device.type, enabled=False):
             logits: Tensor = nn.functional.linear(pooled, self.head.weight.float(), self.head.bias.float())
         return logits
@@ -134,7 +147,10 @@ class LanguageModel(nn.Module, SavedModel):
         state: BackboneState | None = None,
         return_state: bool = False,
     ) -> Tensor | tuple[Tensor, BackboneState]:
-        """Return next-token logits (B, L, V) of tokens (B, L), or of a chunk that continues `state`."""
+        """Return next-token logits (B, L, V) of tokens (B, L), or of a chunk that continues `state`.
+
+        `mask`, `state`, `return_state` and what is raised: as in `Backbone.forward`.
+        """
         hidden = self.embedding(tokens)
         if return_state:
             out, new_state = self.backbone(hidden, mask, state, return_state=True)
@@ -145,12 +161,20 @@ class LanguageModel(nn.Module, SavedModel):
         """Read a prompt (B, L); return the logits of the token after it (B, V) and the state to `step` from.
 
         With prompts of different lengths, pad on the left: the last position is then the last of each.
+
+        Raises:
+            ValueError: for an empty prompt, or padding on the right.
         """
+        check_prompt(tokens, mask)
         out, state = self.backbone(self.embedding(tokens), mask, return_state=True)
         return self._read(out[:, -1]), state
 
+    @torch.no_grad()
     def step(self, tokens: Tensor, state: BackboneState) -> Tensor:
-        """Read one more token of each sequence (B,), changing `state` in place; return the next logits (B, V)."""
+        """Read one more token of each sequence (B,), changing `state` in place; return the next logits (B, V).
+
+        There is no gradient.
+        """
         return self._read(self.backbone.step(self.embedding(tokens), state))
 
     def allocate_state(self, batch: int) -> BackboneState:
@@ -191,12 +215,7 @@ class LanguageModel(nn.Module, SavedModel):
         check_sampling(temperature, top_k, top_p)
         if max_new_tokens < 0:
             raise ValueError(f"max_new_tokens is {max_new_tokens}, expected at least 0")
-        if tokens.ndim != 2 or tokens.shape[1] == 0:
-            raise ValueError(f"tokens is {tuple(tokens.shape)}, expected (B, L) with at least one token to start from")
-        if mask is not None and not bool(mask[:, -1].all()):
-            raise ValueError(
-                "mask is false at a last position: pad prompts on the left, with at least one token in each"
-            )
+        check_prompt(tokens, mask)
         if max_new_tokens == 0:
             return tokens
         random = as_generator(generator, tokens.device)
@@ -215,6 +234,14 @@ class LanguageModel(nn.Module, SavedModel):
 
     def _read(self, out: Tensor) -> Tensor:
         return nn.functional.linear(out, self.embedding.weight if self.output is None else self.output.weight)
+
+
+def check_prompt(tokens: Tensor, mask: Tensor | None) -> None:
+    """Raise ValueError unless every prompt (B, L) ends in a token of its own at the last position."""
+    if tokens.ndim != 2 or tokens.shape[1] == 0:
+        raise ValueError(f"tokens is {tuple(tokens.shape)}, expected (B, L) with at least one token to start from")
+    if mask is not None and not bool(mask[:, -1].all()):
+        raise ValueError("mask is false at a last position: pad prompts on the left, with at least one token in each")
 
 
 MODELS: dict[str, type[SequenceClassifier] | type[LanguageModel]] = {

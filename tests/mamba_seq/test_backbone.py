@@ -1,5 +1,7 @@
 """Block and backbone: three forward forms that agree, masks that change nothing, parameters that stay float32."""
 
+import copy
+import io
 import math
 
 import pytest
@@ -184,3 +186,93 @@ def test_layer_norm_is_an_option() -> None:
     backbone = Backbone(MambaConfig(d_model=8, n_layer=1, norm="layer"))
     assert isinstance(backbone.norm, torch.nn.LayerNorm)
     assert backbone(torch.randn(1, 5, 8)).shape == (1, 5, 8)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 2049])
+def test_the_state_does_not_hold_the_sequence_in_memory(config: MambaConfig, length: int) -> None:
+    """A slice of all inputs is right too, but it keeps as much memory as the sequence needed."""
+    _, state = random_backbone(config)(torch.randn(1, length, config.d_model), return_state=True)
+    for layer in state:
+        assert layer.conv.shape == (1, config.d_inner, 3)
+        assert layer.conv.untyped_storage().nbytes() <= 2 * layer.conv.numel() * 4
+        assert layer.ssm.untyped_storage().nbytes() <= 2 * layer.ssm.numel() * 4
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.ones(2, 9, dtype=torch.long), "mask has type int64, expected bool"),
+        (torch.ones(2, 1, dtype=torch.bool), r"mask has shape \(2, 1\), expected \(B, L\) = \(2, 9\)"),
+        (torch.ones(9, dtype=torch.bool), r"mask has shape \(9,\), expected"),
+    ],
+)
+def test_masks_that_would_broadcast_are_refused(config: MambaConfig, mask: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        random_backbone(config)(torch.randn(2, 9, config.d_model), mask)
+
+
+def test_a_state_of_another_stack_is_refused(config: MambaConfig) -> None:
+    backbone, hidden = random_backbone(config), torch.randn(1, 4, config.d_model)
+    longer = 2 * backbone.allocate_state(1)
+    with pytest.raises(ValueError, match="state is of 4 blocks, expected 2"):
+        backbone(hidden, state=longer)
+    with pytest.raises(ValueError, match="state is of 1 blocks, expected 2"):
+        backbone.step(hidden[:, 0], longer[:1])
+
+
+def test_step_builds_no_graph(config: MambaConfig) -> None:
+    """Its gradient would be that of the last projection alone, and wrong without a word."""
+    backbone = random_backbone(config)
+    assert not backbone.step(torch.randn(1, config.d_model), backbone.allocate_state(1)).requires_grad
+    mixer = backbone.blocks[0].mixer
+    assert not mixer.step(torch.randn(1, config.d_model), mixer.allocate_state(1)).requires_grad
+
+
+def test_a_state_made_under_autocast_goes_on_without_it(config: MambaConfig) -> None:
+    backbone = random_backbone(config)
+    hidden = torch.randn(2, 20, config.d_model)
+    with torch.no_grad():
+        expected = backbone(hidden)[:, -1]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            _, state = backbone(hidden[:, :-1], return_state=True)
+        got = backbone.step(hidden[:, -1], state)
+    assert got.dtype == torch.float32
+    assert (got - expected).norm() / expected.norm() < 2e-2
+
+
+def test_scan_parameters_come_back_from_float64_in_float32(config: MambaConfig) -> None:
+    backbone = random_backbone(config).double().bfloat16()
+    assert backbone.blocks[0].mixer.A_log.dtype == torch.float32
+    assert torch.isfinite(backbone(torch.randn(1, 9, config.d_model, dtype=torch.bfloat16))).all()
+
+
+def test_a_copied_or_pickled_model_is_the_same(config: MambaConfig) -> None:
+    backbone, hidden = random_backbone(config), torch.randn(1, 9, config.d_model)
+    expected = backbone(hidden)
+    buffer = io.BytesIO()
+    torch.save(backbone, buffer)
+    buffer.seek(0)
+    for other in (copy.deepcopy(backbone), torch.load(buffer, weights_only=False)):
+        assert torch.equal(other(hidden), expected)
+        assert other.bfloat16().blocks[0].mixer.A_log.dtype == torch.float32
+    assert backbone.blocks[0].mixer.in_proj.weight.dtype == torch.float32
+
+
+def test_names_of_parameters_are_those_of_saved_models() -> None:
+    """A renamed parameter would make every saved model unreadable."""
+    names = sorted(Backbone(MambaConfig(d_model=8, n_layer=1, bias=True)).state_dict())
+    block = ["A_log", "D", "conv_bias", "conv_weight", "dt_bias", "dt_proj.weight", "in_proj.bias", "in_proj.weight"]
+    block += ["out_proj.bias", "out_proj.weight", "x_proj.weight"]
+    assert names == [*(f"layers.0.mixer.{name}" for name in block), "layers.0.norm.weight", "norm.weight"]
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0, 0)])
+def test_nothing_goes_through(config: MambaConfig, shape: tuple[int, int]) -> None:
+    backbone = random_backbone(config)
+    hidden = torch.zeros(*shape, config.d_model, requires_grad=True)
+    mask = torch.ones(shape, dtype=torch.bool)
+    for out, state in (backbone(hidden, return_state=True), backbone(hidden, mask, return_state=True)):
+        assert out.shape == hidden.shape
+        assert state[0].conv.shape == (shape[0], config.d_inner, 3)
+        out.sum().backward()
+    assert hidden.grad.shape == hidden.shape

@@ -52,6 +52,27 @@ class TestClassifier:
         assert logits.dtype == torch.float32
         assert logits.shape == (2, 3)
 
+    def test_nothing_read_gives_the_bias(self, make_classifier: Make, pooling: str) -> None:
+        model = make_classifier(pooling)
+        torch.nn.init.normal_(model.head.bias)
+        masked = model(torch.zeros(2, 4, dtype=torch.long), torch.zeros(2, 4, dtype=torch.bool))
+        for logits in (masked, model(torch.zeros(2, 0, dtype=torch.long))):
+            assert torch.equal(logits, model.head.bias.expand(2, 3))
+
+    def test_a_step_has_no_gradient(self, make_classifier: Make, pooling: str) -> None:
+        model = make_classifier(pooling)
+        logits, state = model.step(torch.zeros(2, dtype=torch.long), model.allocate_state(2))
+        assert not logits.requires_grad
+        assert not state.pooled.requires_grad
+
+    def test_a_whole_sequence_allocates_no_state_of_the_backbone(
+        self, make_classifier: Make, pooling: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It would be zeros that nobody reads, as large as every block's state."""
+        model = make_classifier(pooling)
+        monkeypatch.delattr(type(model.backbone), "allocate_state")
+        assert model(torch.zeros(2, 4, dtype=torch.long)).shape == (2, 3)
+
 
 def test_language_model_forms_agree(language_model: LanguageModel) -> None:
     tokens = torch.randint(0, 7, (2, 50))
@@ -81,6 +102,13 @@ def test_prefill_of_left_padded_prompts_continues_each(language_model: LanguageM
             alone = language_model(torch.cat([prompt, following[i : i + 1]])[None])[0]
             torch.testing.assert_close(logits[i], alone[-2], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(then[i], alone[-1], rtol=1e-5, atol=1e-5)
+
+
+def test_prefill_refuses_prompts_without_a_last_token(language_model: LanguageModel) -> None:
+    with pytest.raises(ValueError, match=r"tokens is \(1, 0\), expected \(B, L\) with at least one token"):
+        language_model.prefill(torch.zeros(1, 0, dtype=torch.long))
+    with pytest.raises(ValueError, match="pad prompts on the left"):
+        language_model.prefill(torch.zeros(1, 2, dtype=torch.long), torch.tensor([[True, False]]))
 
 
 def test_empty_sequence_of_a_stateful_call_keeps_the_state(language_model: LanguageModel) -> None:
