@@ -13,5 +13,9 @@ class DeviceError(PipelineError):
     """The device that was asked for is not there."""
 
 
+class RecipeError(PipelineError):
+    """A training recipe asks for what cannot be."""
+
+
 class ScoringError(PipelineError):
     """A model gave something that is not a score."""

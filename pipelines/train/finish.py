@@ -23,9 +23,10 @@ from mamba_seq.heads import SequenceClassifier
 from mamba_seq.pipelines.evaluate import Evaluation, LengthResult, evaluate_windows
 from mamba_seq.pipelines.train.baseline import K, baseline_accuracy
 from mamba_seq.pipelines.train.card import render_card
+from mamba_seq.pipelines.train.folder import BASELINE, CURVES, EVALUATION, MODEL, RECIPE, SPLITS, STAGING
 from mamba_seq.pipelines.train.plots import plot_confusion
 from mamba_seq.pipelines.train.recipe import Recipe
-from mamba_seq.saving import from_pretrained
+from mamba_seq.saving import from_pretrained, write_whole
 
 log = logging.getLogger("mamba_seq.train")
 
@@ -33,19 +34,23 @@ BASELINE_BASES = 1_500_000
 """Bases a class that the baseline is fitted on, at every length; at least 60 windows, at most 1,500."""
 
 
-def finish(model: SequenceClassifier, recipe: Recipe, data: GenomeData, run: Path) -> Path:
+def finish(
+    model: SequenceClassifier,
+    recipe: Recipe,
+    data: GenomeData,
+    tests: list[EvaluationWindows],
+    run: Path,
+    minutes: float,
+) -> Path:
     """Save the model, measure it and the baseline, write card and pictures; return the model's folder."""
-    staging = model.save_pretrained(run / "model.partial")
+    staging = model.save_pretrained(run / STAGING)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # what is measured is what was stored, rounding included
     saved = cast("SequenceClassifier", from_pretrained(staging, device))
-    tests = [
-        data.evaluation_windows("test", length, count)
-        for length, count in zip(recipe.evaluation.lengths, recipe.evaluation.windows_per_class, strict=True)
-    ]
-    baseline = _kept(run / "baseline.json", lambda: measure_baseline(data, tests))
-    evaluation = _kept(run / "evaluation.json", lambda: measure_model(saved, recipe.context, tests))
-    record = make_record(recipe, data, run, evaluation, baseline, parameters=sum(p.numel() for p in model.parameters()))
+    baseline = _kept(run / BASELINE, lambda: measure_baseline(data, tests))
+    evaluation = _kept(run / EVALUATION, lambda: measure_model(saved, recipe.context, tests))
+    parameters = sum(p.numel() for p in model.parameters())
+    record = make_record(recipe, data, evaluation, baseline, parameters, minutes)
     at = len(recipe.evaluation.lengths) // 2
     plot_confusion(
         np.array(evaluation[at]["confusion"]),
@@ -53,11 +58,11 @@ def finish(model: SequenceClassifier, recipe: Recipe, data: GenomeData, run: Pat
         f"{recipe.name}: {evaluation[at]['length']:,} bases, held-out regions",
         staging / "confusion.png",
     )
-    for name in ("curves.png", "recipe.yaml", "splits.tsv"):
+    for name in (CURVES, RECIPE, SPLITS):
         (staging / name).write_bytes((run / name).read_bytes())
     (staging / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     (staging / "README.md").write_text(render_card(record), encoding="utf-8")
-    return staging.rename(run / "model")
+    return staging.rename(run / MODEL)
 
 
 def measure_model(model: SequenceClassifier, context: int, tests: list[EvaluationWindows]) -> list[dict[str, Any]]:
@@ -101,14 +106,13 @@ def measure_baseline(data: GenomeData, tests: list[EvaluationWindows]) -> list[f
 def make_record(
     recipe: Recipe,
     data: GenomeData,
-    run: Path,
     evaluation: list[dict[str, Any]],
     baseline: list[float | None],
     parameters: int,
+    minutes: float,
 ) -> dict[str, Any]:
     """Gather what the card says and `mamba-seq zoo show` prints."""
     gpu = torch.cuda.is_available()
-    minutes = [float(line) for line in (run / "minutes.csv").read_text(encoding="utf-8").split()]
     device = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} threads of a {platform.machine()} CPU"
     reduced = recipe.precision == "bf16" or (recipe.precision == "auto" and gpu)
     held_out = f"{recipe.data.test_fraction:.0%} of the bases for the test"
@@ -135,7 +139,7 @@ def make_record(
         "data_seed": recipe.data.seed,
         "hardware": f"one {device}",
         "precision": "bf16 mixed precision" if reduced else "float32",
-        "minutes": sum(minutes),
+        "minutes": minutes,
         "versions": f"mamba-seq {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "baselines": f"canonical {K}-mer log-frequencies and logistic regression, fitted anew for each length",
@@ -161,5 +165,5 @@ def _split(windows: EvaluationWindows) -> tuple[list[Any], list[int]]:
 def _kept(path: Path, measure: Callable[[], Any]) -> Any:
     """Return the result that is in the file, or measure it and put it there."""
     if not path.is_file():
-        path.write_text(json.dumps(measure()) + "\n", encoding="utf-8")
+        write_whole(path, (json.dumps(measure()) + "\n").encode())
     return json.loads(path.read_text(encoding="utf-8"))

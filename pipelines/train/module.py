@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,18 +20,24 @@ Batch = tuple[Tensor, Tensor]
 
 
 class ClassifierTraining(L.LightningModule):
-    """A `SequenceClassifier` in training."""
+    """A `SequenceClassifier` in training.
 
-    def __init__(self, model: SequenceClassifier, optim: OptimConfig, log_every: int) -> None:
+    Dropout draws from a generator that is seeded anew at every step, by the seed and the step: a run that was killed
+    goes on with the numbers of one that was not.
+    """
+
+    def __init__(self, model: SequenceClassifier, optim: OptimConfig, log_every: int, seed: int) -> None:
         super().__init__()
         self.model = model
         self.optim = optim
         self.log_every = log_every
+        self.seed = seed
         config = model.config
         self.next_token = nn.Linear(config.backbone.d_model, config.vocab_size) if optim.next_token_weight else None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch: cross-entropy over labels, and over next tokens if the recipe wants it."""
+        torch.manual_seed(step_seed(self.seed, self.global_step, self.global_rank))
         tokens, labels = batch
         tokens = tokens.long()
         out = self.model.backbone(self.model.embedding(tokens))
@@ -79,6 +86,11 @@ class ClassifierTraining(L.LightningModule):
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, optim) / optim.lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Return a seed for one step of one process; 32 bits, for torch's generator on the CPU uses no more."""
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
 
 
 def learning_rate(step: int, optim: OptimConfig) -> float:

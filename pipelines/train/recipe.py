@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mamba_seq.config import MambaConfig
 from mamba_seq.data_prep.dna import GenomeDataConfig
+from mamba_seq.pipelines.errors import RecipeError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -45,8 +46,18 @@ class OptimConfig:
             raise ValueError(f"optim.steps is {self.steps}, expected at least 1")
         if not 0 <= self.warmup_steps <= self.steps:
             raise ValueError(f"optim.warmup_steps is {self.warmup_steps}, expected 0 to optim.steps = {self.steps}")
+        if not self.lr > 0:
+            raise ValueError(f"optim.lr is {self.lr}, expected above 0")
         if not 0 <= self.min_lr <= self.lr:
             raise ValueError(f"optim.min_lr is {self.min_lr}, expected 0 to optim.lr = {self.lr}")
+        if not self.grad_clip > 0:
+            raise ValueError(f"optim.grad_clip is {self.grad_clip}, expected above 0; inf clips nothing")
+        for name in ("weight_decay", "next_token_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"optim.{name} is {getattr(self, name)}, expected 0 or more")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optim.{name} is {getattr(self, name)}, expected 0 or more, below 1")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -64,6 +75,10 @@ class EvaluationConfig:
                 f"evaluation.lengths has {len(self.lengths)} entries and evaluation.windows_per_class "
                 f"{len(self.windows_per_class)}, expected one figure for each length"
             )
+        for name in ("lengths", "windows_per_class"):
+            figures = getattr(self, name)
+            if not figures or min(figures) < 1:
+                raise ValueError(f"evaluation.{name} is {figures}, expected at least one figure, each at least 1")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -101,6 +116,13 @@ class Recipe:
     log_every: int = 20
     """Steps between two rows of the training log."""
 
+    def __post_init__(self) -> None:
+        for name in ("context", "val_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}, expected 0 to 4294967295")
+
 
 def recipe_parser() -> "ArgumentParser":
     """Build the parser that reads a recipe and its dotted overrides."""
@@ -119,10 +141,16 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, str]
 
     Returns:
         The recipe, and the YAML text of all its fields.
+
+    Raises:
+        RecipeError: for a value out of its range. A field of another name or type ends the process with exit code 2,
+            as wrong usage does.
     """
     parser = recipe_parser()
     fields = parser.parse_args([f"--config={path}", *overrides])
     text: str = parser.dump(fields)
-    made: Any = parser.instantiate(fields)
-    values = {field.name: made[field.name] for field in dataclasses.fields(Recipe)}
-    return Recipe(**values), text
+    try:
+        made: Any = parser.instantiate(fields)
+        return Recipe(**{field.name: made[field.name] for field in dataclasses.fields(Recipe)}), text
+    except ValueError as error:
+        raise RecipeError(f"{path} with its overrides is no recipe: {error}") from error

@@ -3,7 +3,7 @@
     RUN/recipe.yaml            every field of the recipe, as it was run
     RUN/splits.tsv             which regions of which genome were trained on, validated on, tested on
     RUN/metrics.csv            step,name,value
-    RUN/checkpoints/last.ckpt  weights, optimiser and step: a run that was killed goes on from here
+    RUN/checkpoints/last.ckpt  weights, optimiser, step and minutes: a run that was killed goes on from here
     RUN/curves.png             loss and accuracy
     RUN/baseline.json          the k-mer baseline on the test windows
     RUN/evaluation.json        what the model reaches on them
@@ -13,24 +13,27 @@ The same command starts a run, continues it, and refuses to touch one that is fi
 """
 
 import logging
-import shutil
-import time
+import signal
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from mamba_seq import models_zoo
 from mamba_seq.config import ModelConfig
 from mamba_seq.data_prep.dna import GenomeData
+from mamba_seq.data_prep.errors import DataError
+from mamba_seq.data_prep.genome_windows import EvaluationWindows
 from mamba_seq.data_prep.splits import Splits
 from mamba_seq.errors import ModelError
 from mamba_seq.heads import SequenceClassifier
+from mamba_seq.pipelines.errors import RecipeError
+from mamba_seq.pipelines.train.callbacks import Checkpoint, StopAfter
 from mamba_seq.pipelines.train.finish import finish
+from mamba_seq.pipelines.train.folder import CHECKPOINT, CURVES, METRICS, begin, check_folder
 from mamba_seq.pipelines.train.metrics import MetricsFile
 from mamba_seq.pipelines.train.module import ClassifierTraining
 from mamba_seq.pipelines.train.plots import plot_curves
@@ -63,25 +66,44 @@ def main(
 
     Raises:
         ModelError: for an unknown recipe, a finished run, or a run that another recipe began.
+        DataError: for genomes that cannot be read, or are too few for the recipe.
+        RecipeError: for a recipe that asks of the data what they cannot give.
     """
     path = Path(recipe) if Path(recipe).is_file() else models_zoo.recipe_path(recipe)
     fields, text = read_recipe(path, overrides)
     run = Path(run)
-    prepare_folder(run, text, force)
+    check_folder(run, text, force)
+    data = GenomeData(fields.data)
+    tests = prepare_data(data, fields)
+    begin(run, text, splits_of(data).to_tsv(), force)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # says which devices it sees, and advertises
     L.seed_everything(fields.seed, verbose=False)
-    data = GenomeData(fields.data)
-    data.setup("fit")
-    (run / "splits.tsv").write_text(splits_of(data).to_tsv(), encoding="utf-8")
-    training = ClassifierTraining(SequenceClassifier(model_config(fields, data.labels)), fields.optim, fields.log_every)
-    started = time.monotonic()
-    step = fit(training, data, fields, run, max_minutes, progress)
-    note_minutes(run, (time.monotonic() - started) / 60)
-    plot_curves(run / "metrics.csv", run / "curves.png")
+    model = SequenceClassifier(model_config(fields, data.labels))
+    training = ClassifierTraining(model, fields.optim, fields.log_every, fields.seed)
+    step, minutes = fit(training, data, fields, run, max_minutes, progress)
+    plot_curves(run / METRICS, run / CURVES)
     if step < fields.optim.steps:
         log.info("stopped at step %d of %d; the same command goes on", step, fields.optim.steps)
         return run
-    return finish(training.model, fields, data, run)
+    return finish(training.model, fields, data, tests, run, minutes)
+
+
+def prepare_data(data: GenomeData, recipe: Recipe) -> list[EvaluationWindows]:
+    """Read and split the genomes, and draw the test windows: what cannot be had is refused before the training."""
+    try:
+        data.setup("fit")
+        data.training_batches()
+        data.val_dataloader()
+        for length in recipe.evaluation.lengths:
+            data.evaluation_windows("train", length, 1)  # for the baseline
+        return [
+            data.evaluation_windows("test", length, count)
+            for length, count in zip(recipe.evaluation.lengths, recipe.evaluation.windows_per_class, strict=True)
+        ]
+    except DataError:
+        raise
+    except ValueError as error:
+        raise RecipeError(f"the recipe's data section cannot be used: {error}") from error
 
 
 def splits_of(data: GenomeData) -> Splits:
@@ -104,44 +126,21 @@ def model_config(recipe: Recipe, labels: list[str]) -> ModelConfig:
     )
 
 
-def prepare_folder(run: Path, recipe_text: str, force: bool) -> None:
-    """Make the run's folder, or check that what is in it belongs to this recipe and is not finished."""
-    if force and run.exists():
-        if any(run.iterdir()) and not (run / "recipe.yaml").is_file():
-            raise ModelError(
-                f"{run} is no run: it has no recipe.yaml, so --force does not remove it; name another folder"
-            )
-        shutil.rmtree(run)
-    if (run / "model" / "config.json").is_file():
-        raise ModelError(f"{run} holds a finished run; name another folder, or say --force to begin anew")
-    saved = run / "recipe.yaml"
-    if saved.is_file() and saved.read_text(encoding="utf-8") != recipe_text:
-        raise ModelError(f"{run} was begun with another recipe (see {saved}); name another folder, or say --force")
-    run.mkdir(parents=True, exist_ok=True)
-    saved.write_text(recipe_text, encoding="utf-8")
-
-
 def fit(
     training: ClassifierTraining, data: GenomeData, recipe: Recipe, run: Path, max_minutes: float | None, progress: bool
-) -> int:
-    """Train from the last checkpoint, if there is one; return the number of steps that are done in all."""
-    checkpoint = run / "checkpoints" / "last.ckpt"
+) -> tuple[int, float]:
+    """Train from the last checkpoint, if there is one; return how many steps are done in all, and in what minutes."""
+    checkpoint = Checkpoint(run / CHECKPOINT)
     gpu = torch.cuda.is_available()
     mixed = recipe.precision == "bf16" or (recipe.precision == "auto" and gpu)
-    start = resumed_step(checkpoint)
+    start = resumed_step(checkpoint.path)
     data.start_step = start
-    callbacks: list[Callback] = [
-        ModelCheckpoint(
-            dirpath=checkpoint.parent,
-            filename=checkpoint.stem,
-            every_n_train_steps=recipe.val_every,
-            enable_version_counter=False,
-        )
-    ]
+    callbacks: list[Callback] = [checkpoint]
     if max_minutes is not None:
         callbacks.append(StopAfter(max_minutes))
     if progress:
         callbacks.append(RichProgressBar())
+    metrics = MetricsFile(run / METRICS, start)
     trainer = L.Trainer(
         accelerator="gpu" if gpu else "cpu",
         devices=1,
@@ -152,43 +151,44 @@ def fit(
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=recipe.log_every,
-        logger=MetricsFile(run / "metrics.csv", start),
+        logger=metrics,
         callbacks=callbacks,
+        enable_checkpointing=False,
         enable_progress_bar=progress,
         enable_model_summary=False,
         default_root_dir=run,
     )
-    resume = str(checkpoint) if checkpoint.is_file() else None
+    metrics.trainer = trainer
+    resume = str(checkpoint.path) if checkpoint.path.is_file() else None
+    handler = signal.getsignal(signal.SIGINT)
     with warnings.catch_warnings():
-        # a resumed run's folder holds its checkpoint, and windows are made fast enough without worker processes
-        warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+        # windows are made fast enough without worker processes
         warnings.filterwarnings("ignore", ".* does not have many workers")
-        trainer.fit(training, datamodule=data, ckpt_path=resume, weights_only=True)
-    trainer.save_checkpoint(checkpoint)
-    return trainer.global_step
+        try:
+            trainer.fit(training, datamodule=data, ckpt_path=resume, weights_only=True)
+        except SystemExit:
+            if not trainer.interrupted:
+                raise
+            # Lightning makes of Ctrl-C an exit with 1, and leaves the process deaf to the next
+            signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt from None
+    checkpoint.save(trainer)
+    return trainer.global_step, checkpoint.minutes
 
 
 def resumed_step(checkpoint: Path) -> int:
-    """Return the number of steps that a checkpoint has behind it; 0 when there is none."""
+    """Return the number of steps that a checkpoint has behind it; 0 when there is none.
+
+    Raises:
+        ModelError: when it cannot be read.
+    """
     if not checkpoint.is_file():
         return 0
-    step: int = torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
+    try:
+        step: int = torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
+    except Exception as error:  # torch names no type for what may be wrong with a file
+        raise ModelError(
+            f"{checkpoint} cannot be read as a checkpoint: {(str(error).splitlines() or [repr(error)])[0]}; "
+            "put a copy of it back, or say --force to begin anew"
+        ) from error
     return step
-
-
-def note_minutes(run: Path, minutes: float) -> None:
-    """Add the minutes of this call to the run's record: the card says how long the training took in all."""
-    with (run / "minutes.csv").open("a", encoding="utf-8") as file:
-        file.write(f"{minutes:.2f}\n")
-
-
-class StopAfter(Callback):
-    """Ends training after some minutes; Lightning's own timer enters the checkpoint and is missed in a later run."""
-
-    def __init__(self, minutes: float) -> None:
-        self.deadline = time.monotonic() + 60 * minutes
-
-    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Stop after the step that passes the deadline."""
-        if time.monotonic() >= self.deadline:
-            trainer.should_stop = True

@@ -2,15 +2,22 @@
 
 import csv
 import json
+import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from lightning import Trainer
 
 from mamba_seq import ModelError, UnknownModelError, from_pretrained
+from mamba_seq.data_prep.errors import DataError
+from mamba_seq.pipelines.errors import RecipeError
 from mamba_seq.pipelines.train.baseline import baseline_accuracy, canonical_kmers, kmer_features
-from mamba_seq.pipelines.train.module import learning_rate
+from mamba_seq.pipelines.train.callbacks import StopAfter
+from mamba_seq.pipelines.train.metrics import MetricsFile, read_metrics
+from mamba_seq.pipelines.train.module import ClassifierTraining, learning_rate, step_seed
 from mamba_seq.pipelines.train.recipe import OptimConfig, read_recipe
 from mamba_seq.pipelines.train.run import main
 
@@ -28,6 +35,7 @@ evaluation: {{lengths: [60, 200], windows_per_class: [10, 4]}}
 val_every: 4
 log_every: 1
 """
+DROPOUT = ["--model.dropout=0.3", "--optim.next_token_weight=0.5"]
 
 
 @pytest.fixture(scope="module")
@@ -87,31 +95,150 @@ def test_a_run_ends_in_a_saved_model(recipe: str, tmp_path: Path) -> None:
     assert {"loss", "accuracy", "lr", "val_32_accuracy", "val_64_loss"} <= logged
 
 
-def test_a_stopped_run_goes_on_as_if_nothing_had_been(
-    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def whole(genomes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with dropout that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "tiny.yaml").write_text(RECIPE.format(root=genomes))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mamba_seq.pipelines.train.finish.BASELINE_BASES", 1)
+        main(str(folder / "tiny.yaml"), folder / "run", DROPOUT)
+    return folder / "run"
+
+
+@pytest.mark.parametrize(("where", "at"), [("training_step", 10), ("training_step", 1), ("validation_step", 8)])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(
+    whole: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, at: int
 ) -> None:
-    main(recipe, tmp_path / "whole")
+    step = getattr(ClassifierTraining, where)
 
-    from mamba_seq.pipelines.train.module import ClassifierTraining
-
-    step = ClassifierTraining.training_step
-
-    def killed(self: ClassifierTraining, batch: object, batch_idx: int) -> torch.Tensor:
-        if self.global_step == 10:  # two steps after the second checkpoint
+    def killed(self: ClassifierTraining, *args: object) -> object:
+        if self.global_step == at:
             raise MemoryError("killed")
-        return step(self, batch, batch_idx)
+        return step(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ClassifierTraining, "training_step", killed)
+        patch.setattr(ClassifierTraining, where, killed)
         with pytest.raises(MemoryError, match="killed"):
-            main(recipe, tmp_path / "parts")
+            main(recipe, tmp_path / "parts", DROPOUT)
     assert not (tmp_path / "parts" / "model").exists()
-    folder = main(recipe, tmp_path / "parts")
+    torch.rand(3)  # what a process draws besides changes nothing
+    main(recipe, tmp_path / "parts", DROPOUT)
+    assert_same_run(tmp_path / "parts", whole)
 
-    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
-    whole = from_pretrained(tmp_path / "whole" / "model").state_dict()
-    for name, tensor in from_pretrained(folder).state_dict().items():
-        assert torch.equal(tensor, whole[name]), name
+
+@pytest.mark.parametrize("at", [4, 6])
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(
+    whole: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    def stop(self: StopAfter, trainer: Trainer, *args: object) -> None:
+        trainer.should_stop = trainer.global_step == at
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopAfter, "on_train_batch_end", stop)
+        assert main(recipe, tmp_path / "parts", DROPOUT, max_minutes=1e3) == tmp_path / "parts"
+    assert torch.load(tmp_path / "parts" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == at
+    main(recipe, tmp_path / "parts", DROPOUT)
+    assert_same_run(tmp_path / "parts", whole, validated_at=at - 1)
+
+
+def assert_same_run(run: Path, whole: Path, validated_at: int | None = None) -> None:
+    """Compare logs, weights and evaluation; where a run was stopped it was validated as well."""
+    expected_rows = metrics(whole)
+    if not any(row["name"].startswith("val_") and row["step"] == str(validated_at) for row in expected_rows):
+        extra = [row for row in metrics(run) if row["name"].startswith("val_") and row["step"] == str(validated_at)]
+        assert len(extra) == (0 if validated_at is None else 4)
+        expected_rows = sorted(expected_rows + extra, key=lambda row: int(row["step"]))
+    assert metrics(run) == expected_rows
+    expected = from_pretrained(whole / "model").state_dict()
+    for name, tensor in from_pretrained(run / "model").state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    assert json.loads((run / "evaluation.json").read_text()) == json.loads((whole / "evaluation.json").read_text())
+
+
+def test_dropout_differs_from_step_to_step_and_from_seed_to_seed() -> None:
+    seeds = {step_seed(seed, step, rank) for seed in (0, 1) for step in range(100) for rank in (0, 1)}
+    assert len(seeds) == 400
+    assert max(seeds) < 2**32
+
+
+def test_minutes_of_all_calls_count(recipe: str, tmp_path: Path) -> None:
+    run = main(recipe, tmp_path / "run", max_minutes=1e-5)
+    path = run / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["callbacks"]["Checkpoint"]["minutes"] += 40
+    torch.save(checkpoint, path)
+    folder = main(recipe, run)
+    assert 40 < json.loads((folder / "record.json").read_text())["minutes"] < 45
+
+
+def test_ctrl_c_is_a_keyboard_interrupt(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: ClassifierTraining, *args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ClassifierTraining, "training_step", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        main(recipe, tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_kill_while_the_checkpoint_is_written_keeps_the_old_one(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = main(recipe, tmp_path / "run", max_minutes=1e-5)
+    before = (run / "checkpoints" / "last.ckpt").read_bytes()
+
+    def half(self: Trainer, path: Path) -> None:
+        path.write_bytes(before[:100])
+        raise MemoryError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save_checkpoint", half)
+        with pytest.raises(MemoryError):
+            main(recipe, run)
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
+    assert main(recipe, run) == run / "model"
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_a_damaged_checkpoint_says_what_to_do(recipe: str, tmp_path: Path) -> None:
+    run = main(recipe, tmp_path / "run", max_minutes=1e-5)
+    path = run / "checkpoints" / "last.ckpt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ModelError, match=r"last\.ckpt cannot be read as a checkpoint: .*; put a copy of it back, or"):
+        main(recipe, run)
+
+
+@pytest.mark.parametrize("name", ["baseline.json", "evaluation.json", "metrics.csv", "recipe.yaml", "splits.tsv"])
+def test_a_kill_while_a_file_is_written_leaves_no_half_of_it(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    write = Path.write_bytes
+
+    def killed(self: Path, data: bytes) -> int:
+        if name in self.name:
+            write(self, data[: len(data) // 2])
+            raise MemoryError("killed")
+        return write(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", killed)
+        with pytest.raises(MemoryError):
+            main(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / name).exists()
+    assert main(recipe, tmp_path / "run") == tmp_path / "run" / "model"
+
+
+def test_a_log_that_was_cut_off_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    log = MetricsFile(path, 0)
+    for step in range(3):
+        log.log_metrics({"loss": 0.5, "epoch": 0.0}, step)
+    path.write_text(path.read_text() + "1")
+    assert read_metrics(path) == [(0, "loss", 0.5), (1, "loss", 0.5), (2, "loss", 0.5)]
+    MetricsFile(path, 2).log_metrics({"loss": 0.25}, 2)
+    assert read_metrics(path) == [(0, "loss", 0.5), (1, "loss", 0.5), (2, "loss", 0.25)]
 
 
 def test_max_minutes_stops_with_a_checkpoint(recipe: str, tmp_path: Path) -> None:
@@ -145,6 +272,64 @@ def test_force_removes_nothing_that_is_no_run(recipe: str, tmp_path: Path) -> No
     assert (tmp_path / "home" / "thesis.txt").is_file()
 
 
+def test_force_removes_what_a_run_wrote_and_nothing_else(recipe: str, tmp_path: Path) -> None:
+    run = main(recipe, tmp_path / "run", max_minutes=1e-5)
+    (run / "notes.txt").write_text("lr 0.01 was better")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "last.ckpt").write_text("of another run")
+    (run / "model").symlink_to(tmp_path / "elsewhere")
+    main(recipe, run, ["--seed=5"], force=True, max_minutes=1e-5)
+    assert (run / "notes.txt").read_text() == "lr 0.01 was better"
+    assert (tmp_path / "elsewhere" / "last.ckpt").is_file()
+    assert not (run / "model").exists()
+    assert "seed: 5" in (run / "recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_mistake_in_the_data_writes_and_removes_nothing(recipe: str, tmp_path: Path, force: bool) -> None:
+    mistakes = {
+        "--data.root=nowhere": (DataError, "nowhere"),
+        "--data.lengths=[4000]": (RecipeError, r"the recipe's data section cannot be used: lengths \[4000\]"),
+        "--evaluation.lengths=[60, 4000]": (DataError, "no stretch of 4000 bases"),
+    }
+    if force:
+        finished = main(recipe, tmp_path / "run")
+    for override, (error, message) in mistakes.items():
+        with pytest.raises(error, match=message):
+            main(recipe, tmp_path / "run", [override], force=force)
+    if force:
+        assert (finished / "model.safetensors").is_file()
+    else:
+        assert not (tmp_path / "run").exists()
+    assert main(recipe, tmp_path / "run", force=force) == tmp_path / "run" / "model"
+
+
+def test_a_run_does_not_go_on_with_other_genomes(recipe: str, genomes: Path, tmp_path: Path) -> None:
+    """Another genome moves the held-out regions: what was held out would be trained on."""
+    shutil.copytree(genomes, tmp_path / "genomes")
+    root = f"--data.root={tmp_path / 'genomes'}"
+    run = main(recipe, tmp_path / "run", [root], max_minutes=1e-5)
+    with (tmp_path / "genomes" / "low" / "g.fa").open("a") as file:
+        file.write("ACGT" * 100 + "\n")
+    with pytest.raises(ModelError, match="the genomes have changed since"):
+        main(recipe, run, [root])
+
+
+def test_folders_that_are_no_runs_are_left_alone(recipe: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(ModelError, match="file is a file, expected the folder of a run"):
+        main(recipe, tmp_path / "file")
+    (tmp_path / "table").mkdir()
+    (tmp_path / "table" / "metrics.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ModelError, match=r"would write over its metrics\.csv; name another folder"):
+        main(recipe, tmp_path / "table")
+    saved = main(recipe, tmp_path / "run")
+    for force in (False, True):
+        with pytest.raises(ModelError, match="model is a saved model, expected the folder of a run"):
+            main(recipe, saved, force=force)
+    assert (saved / "recipe.yaml").is_file()
+
+
 def test_unknown_recipe_lists_the_known() -> None:
     with pytest.raises(UnknownModelError, match="no recipe is named 'soup'"):
         main("soup", "nowhere")
@@ -165,6 +350,27 @@ def test_bad_values_are_named(recipe: str, capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         read_recipe(Path(recipe), ["--optim.lr=fast"])
     assert "optim.lr" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--optim.steps=0", "optim.steps is 0, expected at least 1"),
+        ("--optim.lr=0", "optim.lr is 0.0, expected above 0"),
+        ("--optim.grad_clip=0", "optim.grad_clip is 0.0, expected above 0"),
+        ("--optim.beta2=1", "optim.beta2 is 1.0, expected 0 or more, below 1"),
+        ("--optim.next_token_weight=-1", "optim.next_token_weight is -1.0, expected 0 or more"),
+        ("--evaluation.windows_per_class=[1]", "expected one figure for each length"),
+        ("--evaluation={lengths: [], windows_per_class: []}", r"evaluation.lengths is \[\], expected at least one"),
+        ("--context=0", "context is 0, expected at least 1"),
+        ("--log_every=0", "log_every is 0, expected at least 1"),
+        ("--seed=-1", "seed is -1, expected 0 to 4294967295"),
+        ("--model.dropout=1", "dropout is 1.0, expected 0 or more, below 1"),
+    ],
+)
+def test_values_out_of_range_are_the_recipes_fault(recipe: str, override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=f"is no recipe: .*{message}"):
+        read_recipe(Path(recipe), [override])
 
 
 def test_learning_rate_warms_up_and_decays() -> None:

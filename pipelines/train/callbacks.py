@@ -1,0 +1,58 @@
+"""What happens beside the steps of a training run: checkpoints, and an end after some minutes."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+
+class Checkpoint(Callback):
+    """Keeps the newest checkpoint, written after every validation, so that going on repeats and misses none.
+
+    It is written beside the old one and renamed: a run that is killed while it writes keeps the old one. (Lightning's
+    own callback writes to the temporary folder and moves, which is a copy where that lies on another disk.)
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._before = 0.0
+        self._started = time.monotonic()
+
+    @property
+    def minutes(self) -> float:
+        """Minutes of training up to now, those of the calls before this one included."""
+        return (self._before + time.monotonic() - self._started) / 60
+
+    def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Write the checkpoint of this step."""
+        self.save(trainer)
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Write the checkpoint, whole or not at all."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_name(f".{self.path.name}.partial")
+        trainer.save_checkpoint(beside)
+        beside.replace(self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the checkpoint keeps of this callback."""
+        return {"minutes": self.minutes}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from what the checkpoint kept."""
+        self._before = 60 * state_dict["minutes"]
+        self._started = time.monotonic()
+
+
+class StopAfter(Callback):
+    """Ends training after some minutes; Lightning's own timer enters the checkpoint and is missed in a later run."""
+
+    def __init__(self, minutes: float) -> None:
+        self.deadline = time.monotonic() + 60 * minutes
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Stop after the step that passes the deadline."""
+        if time.monotonic() >= self.deadline:
+            trainer.should_stop = True
