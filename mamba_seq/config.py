@@ -8,7 +8,8 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mamba_seq._version import __version__
 from mamba_seq.errors import ModelError
@@ -50,6 +51,7 @@ class MambaConfig:
     """Keep the residual stream in float32 when the weights are in 16 bits."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         for name in ("d_model", "n_layer", "d_state", "expand"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
@@ -63,6 +65,8 @@ class MambaConfig:
             raise ValueError(f"dt_min is {self.dt_min} and dt_max {self.dt_max}, expected 0 < dt_min <= dt_max")
         if self.norm not in ("rms", "layer"):
             raise ValueError(f"norm is {self.norm!r}, expected 'rms' or 'layer'")
+        if not self.norm_eps > 0:
+            raise ValueError(f"norm_eps is {self.norm_eps}, expected above 0")
 
     @property
     def d_inner(self) -> int:
@@ -99,12 +103,15 @@ class ModelConfig:
     """The version that wrote the model."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         if self.task not in TASKS:
             raise ValueError(f"task is {self.task!r}, expected one of {', '.join(TASKS)}")
         if self.pooling not in ("mean", "last", "max"):
             raise ValueError(f"pooling is {self.pooling!r}, expected 'mean', 'last' or 'max'")
         if self.vocab_size < 1:
             raise ValueError(f"vocab_size is {self.vocab_size}, expected at least 1")
+        if self.context is not None and self.context < 1:
+            raise ValueError(f"context is {self.context}, expected at least 1, or none")
         if self.task == "sequence-classification" and len(self.labels) < 2:
             raise ValueError(f"labels has {len(self.labels)} names, expected at least 2 for a classifier")
         if len(set(self.labels)) != len(self.labels):
@@ -138,6 +145,26 @@ class ModelConfig:
             return cls(backbone=MambaConfig(**backbone), **_known_fields(cls, fields, path))
         except (TypeError, ValueError) as error:
             raise ModelError(f"{path} does not describe a model: {error}") from error
+
+
+def _check_types(config: Any) -> None:
+    """Refuse fields of another type: JSON has numbers in quotes and 8.0 where a layer wants 8."""
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if get_origin(hint) is Literal:
+            continue  # compared with the allowed values by the config itself
+        kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+        plain = tuple(get_origin(kind) or kind for kind in kinds)
+        if float in plain:
+            plain += (int,)
+        right = isinstance(value, plain) and (not isinstance(value, bool) or bool in plain)
+        if right and isinstance(value, list):
+            right = all(isinstance(item, str) for item in value)
+        if not right:
+            expected = " or ".join(
+                "none" if kind is NoneType else getattr(kind, "__name__", str(kind)) for kind in kinds
+            )
+            raise ValueError(f"{name} is {value!r}, expected {expected}")
 
 
 def _known_fields(config: type, fields: dict[str, Any], path: Path) -> dict[str, Any]:

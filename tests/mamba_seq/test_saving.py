@@ -84,6 +84,11 @@ def test_damaged_weights_are_refused(make_classifier: Make, tmp_path: Path) -> N
         ("[]", "not a mamba-seq config"),
         ('{"backbone": {"d_model": 4}}', "does not describe a model"),
         ('{"backbone": {"d_model": 4, "n_layer": 1, "widths": 3}}', "does not know: widths"),
+        ('{"task": "language-model", "vocab_size": 4, "backbone": {"d_model": "4", "n_layer": 1}}', "d_model is '4'"),
+        (
+            '{"task": "language-model", "vocab_size": 4.5, "backbone": {"d_model": 4, "n_layer": 1}}',
+            "vocab_size is 4.5",
+        ),
         ('{"task": "cook", "vocab_size": 4, "backbone": {"d_model": 4, "n_layer": 1}}', "task is 'cook'"),
     ],
 )
@@ -98,6 +103,19 @@ def test_a_config_that_is_none_is_refused(make_classifier: Make, tmp_path: Path,
 def test_unknown_models_are_refused(name: str) -> None:
     with pytest.raises(UnknownModelError, match="not a folder"):
         from_pretrained(name)
+
+
+@pytest.mark.parametrize("name", ["my model/x", "a--b/..", "owner/"])
+def test_names_that_no_hub_takes_are_unknown_models(name: str) -> None:
+    """They never reach the network: huggingface_hub refuses them itself, in a type of its own."""
+    with pytest.raises(UnknownModelError, match="the hub did not give it"):
+        from_pretrained(name)
+
+
+def test_a_file_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(UnknownModelError, match="it is a file, expected the folder"):
+        from_pretrained(tmp_path / "model.safetensors")
 
 
 def test_hub_id_that_is_not_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
