@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mamba_seq.errors import ModelError, UnknownModelError
     from mamba_seq.heads import LanguageModel, SequenceClassifier
     from mamba_seq.interop import export_hf, export_mamba_ssm
-    from mamba_seq.saving import from_pretrained
+    from mamba_seq.loading import from_pretrained
 
 _HOME = {
     "MambaConfig": "config",
@@ -26,7 +26,7 @@ _HOME = {
     "Backbone": "backbone",
     "SequenceClassifier": "heads",
     "LanguageModel": "heads",
-    "from_pretrained": "saving",
+    "from_pretrained": "loading",
     "export_hf": "interop",
     "export_mamba_ssm": "interop",
     "ModelError": "errors",

@@ -42,7 +42,7 @@ def describe(name: str) -> dict[str, Any]:
 
 def load(name: str, device: str = "cpu") -> "SequenceClassifier | LanguageModel":
     """Load a released model, ready for prediction."""
-    from mamba_seq.saving import from_pretrained
+    from mamba_seq.loading import from_pretrained
 
     return from_pretrained(path(name), device)
 

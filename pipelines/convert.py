@@ -11,8 +11,9 @@ from mamba_seq import models_zoo
 from mamba_seq.errors import ModelError
 from mamba_seq.heads import LanguageModel, SequenceClassifier
 from mamba_seq.interop import KINDS, export_hf, export_mamba_ssm
+from mamba_seq.loading import locate, open_model
 from mamba_seq.pipelines.errors import OutputError
-from mamba_seq.saving import CARD_FILE, locate, open_model
+from mamba_seq.saving import CARD_FILE
 
 log = logging.getLogger("mamba_seq.pipelines")
 

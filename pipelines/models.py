@@ -24,7 +24,7 @@ def load_model(spec: str, device: "torch.device | str") -> "SequenceClassifier":
         UnknownModelError: when it is none of these; the message lists the zoo.
         ModelError: when the model cannot be read, or does not classify DNA.
     """
-    from mamba_seq.saving import from_pretrained
+    from mamba_seq.loading import from_pretrained
 
     model = from_pretrained(locate_model(spec), device)
     config = model.config
@@ -41,7 +41,7 @@ def locate_model(spec: str) -> Path:
     Raises:
         UnknownModelError: when there is no such model; the message lists the zoo.
     """
-    from mamba_seq.saving import locate
+    from mamba_seq.loading import locate
 
     known = models_zoo.names()
     if spec in known:

@@ -20,13 +20,14 @@ from mamba_seq._version import __version__
 from mamba_seq.data_prep.dna import GenomeData
 from mamba_seq.data_prep.genome_windows import EvaluationWindows
 from mamba_seq.heads import SequenceClassifier
+from mamba_seq.loading import from_pretrained
 from mamba_seq.pipelines.evaluate import Evaluation, LengthResult, evaluate_windows
 from mamba_seq.pipelines.train.baseline import K, baseline_accuracy
 from mamba_seq.pipelines.train.card import render_card
 from mamba_seq.pipelines.train.folder import BASELINE, CURVES, EVALUATION, MODEL, RECIPE, SPLITS, STAGING
 from mamba_seq.pipelines.train.plots import plot_confusion
 from mamba_seq.pipelines.train.recipe import Recipe
-from mamba_seq.saving import from_pretrained, write_whole
+from mamba_seq.saving import write_whole
 
 log = logging.getLogger("mamba_seq.train")
 

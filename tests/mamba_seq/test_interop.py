@@ -13,7 +13,7 @@ from torch import Tensor
 from mamba_seq import LanguageModel, MambaConfig, ModelConfig, ModelError, export_hf, export_mamba_ssm, from_pretrained
 from mamba_seq.interop import folder_kind
 from mamba_seq.interop.weights import read_weights
-from mamba_seq.saving import open_model
+from mamba_seq.loading import open_model
 
 transformers = pytest.importorskip("transformers", reason="compares with transformers; install mamba-seq[dev]")
 

@@ -19,7 +19,7 @@ from mamba_seq import (
     from_pretrained,
 )
 from mamba_seq.interop import folder_kind
-from mamba_seq.saving import open_model
+from mamba_seq.loading import open_model
 
 BACKBONE = MambaConfig(d_model=12, n_layer=2, d_state=5)
 EXPORTS: dict[str, Callable[..., Path]] = {
