@@ -15,7 +15,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 def check_shape(name: str, tensor: Tensor, expected: tuple[int, ...], letters: str) -> None:
     """Raise ValueError unless `tensor` has the shape `expected`, spelled `letters` in the message."""
-    if tuple(tensor.shape) != expected:
+    if tensor.shape != expected:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {letters} = {expected}")
 
 
@@ -26,10 +26,11 @@ def check_dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> 
         raise ValueError(f"{name} has type {str(tensor.dtype).removeprefix('torch.')}, expected {names}")
 
 
-def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
-    """Raise ValueError unless `tensor` lies on `device`."""
-    if tensor.device != device:
-        raise ValueError(f"{name} is on {tensor.device}, expected {device} like the first argument")
+def check_devices(like: str, device: torch.device, **tensors: Tensor | None) -> None:
+    """Raise ValueError unless all tensors lie on `device`, which is that of the argument `like`."""
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device}, expected {device} like {like}")
 
 
 class ScanShape(NamedTuple):
@@ -98,10 +99,8 @@ def check_selective_scan(
         letters = "(B, D, N)" if cu_seqlens is None else "(S, D, N)"
         check_shape("initial_state", initial_state, (sequences, channels, n_state), letters)
         check_dtype("initial_state", initial_state, (A.dtype,))
-    named = {"delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
-    for name, tensor in {**named, "initial_state": initial_state, "cu_seqlens": cu_seqlens}.items():
-        if tensor is not None:
-            check_device(name, tensor, u.device)
+    others = {"initial_state": initial_state, "cu_seqlens": cu_seqlens}
+    check_devices("u", u.device, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, **others)
     return ScanShape(batch, length, channels, n_state, groups, sequences)
 
 
@@ -139,8 +138,21 @@ def check_causal_conv1d(
     """Check every argument of `causal_conv1d`; return the number of sequences (B, or S when packed)."""
     if x.dim() != 3:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, L, D)")
-    check_dtype("x", x, FLOATS)
+    check_taps(x, weight, bias, activation)
     batch, length, channels = x.shape
+    sequences = batch if cu_seqlens is None else check_cu_seqlens(cu_seqlens, "x", batch, length)
+    if initial_state is not None:
+        letters = "(B, D, K-1)" if cu_seqlens is None else "(S, D, K-1)"
+        check_shape("initial_state", initial_state, (sequences, channels, weight.shape[1] - 1), letters)
+        check_dtype("initial_state", initial_state, (x.dtype,))
+    check_devices("x", x.device, weight=weight, bias=bias, initial_state=initial_state, cu_seqlens=cu_seqlens)
+    return sequences
+
+
+def check_taps(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
+    """Check what the convolution of a sequence x (B, L, D) and of a single step x (B, D) have in common."""
+    check_dtype("x", x, FLOATS)
+    channels = x.shape[-1]
     if weight.dim() != 2 or weight.shape[0] != channels or weight.shape[1] < 2:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, expected (D, K) with D = {channels}, K at least 2")
     real = parameter_dtypes(x)[0]
@@ -150,12 +162,3 @@ def check_causal_conv1d(
         check_dtype("bias", bias, (weight.dtype,))
     if activation not in (None, "silu"):
         raise ValueError(f"activation is {activation!r}, expected None or 'silu'")
-    sequences = batch if cu_seqlens is None else check_cu_seqlens(cu_seqlens, "x", batch, length)
-    if initial_state is not None:
-        letters = "(B, D, K-1)" if cu_seqlens is None else "(S, D, K-1)"
-        check_shape("initial_state", initial_state, (sequences, channels, weight.shape[1] - 1), letters)
-        check_dtype("initial_state", initial_state, (x.dtype,))
-    for name, tensor in (("weight", weight), ("bias", bias), ("initial_state", initial_state)):
-        if tensor is not None:
-            check_device(name, tensor, x.device)
-    return sequences

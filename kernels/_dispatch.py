@@ -5,9 +5,11 @@ run the case; a backend that is named and cannot run raises instead of quietly d
 """
 
 import functools
+import importlib
 import importlib.util
 import logging
 import os
+from types import ModuleType
 
 import torch
 
@@ -52,6 +54,12 @@ def choose_backend(op: str, asked: str | None, device: torch.device, unsupported
         raise RuntimeError(f"{op}: backend {asked!r} cannot run this call: {reason}")
     _say_fallback(op, wanted, reason)
     return "reference"
+
+
+@functools.cache  # a step takes microseconds, and so does an import of what is imported already
+def implementation(op: str, backend: str) -> ModuleType:
+    """Import the module of a folder `op` that implements a compiled backend; only then is Numba or Triton loaded."""
+    return importlib.import_module(f"mamba_seq.kernels.{op}.{backend}")
 
 
 def _cannot_run(backend: str, device: torch.device) -> str | None:

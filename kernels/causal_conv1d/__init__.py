@@ -3,13 +3,12 @@
 Read `reference.py` first. `cpu.py` (Numba) and `triton.py` compute the same; `function.py` binds them to autograd.
 """
 
-import importlib
-
 import torch
 from torch import Tensor
 
-from mamba_seq.kernels._checks import check_causal_conv1d, check_device, check_dtype, check_shape
-from mamba_seq.kernels._dispatch import choose_backend
+from mamba_seq.kernels._checks import check_causal_conv1d, check_devices, check_dtype, check_shape, check_taps
+from mamba_seq.kernels._dispatch import choose_backend, implementation
+from mamba_seq.kernels.causal_conv1d.function import CausalConv1d
 from mamba_seq.kernels.causal_conv1d.reference import (
     causal_conv1d_reference,
     causal_conv1d_update_reference,
@@ -55,8 +54,6 @@ def causal_conv1d(
     if chosen == "reference" or x.shape[1] == 0:
         y = causal_conv1d_reference(x, weight, bias, activation, initial_state, cu_seqlens)
     else:
-        from mamba_seq.kernels.causal_conv1d.function import CausalConv1d
-
         y = CausalConv1d.apply(x, weight, bias, activation, initial_state, chosen)
     return (y, last_inputs(x, weight.shape[1], initial_state, cu_seqlens)) if return_final_state else y
 
@@ -89,16 +86,15 @@ def causal_conv1d_update(
     """
     if x.dim() != 2:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, D)")
-    check_causal_conv1d(x[:, None], weight, bias, activation, None, None)
+    check_taps(x, weight, bias, activation)
     check_dtype("state", state, (x.dtype,))
     check_shape("state", state, (*x.shape, weight.shape[1] - 1), "(B, D, K-1)")
-    check_device("state", state, x.device)
+    check_devices("x", x.device, state=state, weight=weight, bias=bias)
     unsupported: dict[str, str | None] = dict.fromkeys(("cpu", "triton"), _outside_compiled_case(x, None))
     chosen = choose_backend("causal_conv1d_update", backend, x.device, unsupported)
     if chosen == "reference":
         return causal_conv1d_update_reference(x, state, weight, bias, activation)
-    module = importlib.import_module(f"mamba_seq.kernels.causal_conv1d.{chosen}")
-    y: Tensor = module.causal_conv1d_update(x, state, weight, bias, activation)
+    y: Tensor = implementation("causal_conv1d", chosen).causal_conv1d_update(x, state, weight, bias, activation)
     return y
 
 
@@ -106,6 +102,6 @@ def _outside_compiled_case(x: Tensor, cu_seqlens: Tensor | None) -> str | None:
     """Say why the compiled implementations cannot run a case of the contract yet, or None."""
     if cu_seqlens is not None:
         return "packed sequences (cu_seqlens) run on the reference only"
-    if str(x.dtype) == "torch.float64":
+    if x.dtype == torch.float64:
         return "float64 runs on the reference only"
     return None

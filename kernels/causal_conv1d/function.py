@@ -9,18 +9,13 @@ A backend module (`cpu`, `triton`) offers two functions, without autograd:
 The pre-activation is recomputed in the backward pass, so only inputs are kept.
 """
 
-import importlib
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-
-def backend_module(backend: str) -> ModuleType:
-    """Import the module that implements `backend`; only then is Numba or Triton loaded."""
-    return importlib.import_module(f"mamba_seq.kernels.causal_conv1d.{backend}")
+from mamba_seq.kernels._dispatch import implementation
 
 
 class CausalConv1d(torch.autograd.Function):
@@ -40,7 +35,7 @@ class CausalConv1d(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, initial_state)
         ctx.activation = activation
         ctx.backend = backend
-        y: Tensor = backend_module(backend).forward(x, weight, bias, activation, initial_state)
+        y: Tensor = implementation("causal_conv1d", backend).forward(x, weight, bias, activation, initial_state)
         return y
 
     @staticmethod
@@ -48,7 +43,7 @@ class CausalConv1d(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient of every argument of `forward`, in order."""
         x, weight, bias, initial_state = ctx.saved_tensors
-        dx, dweight, dbias, dinitial_state = backend_module(ctx.backend).backward(
+        dx, dweight, dbias, dinitial_state = implementation("causal_conv1d", ctx.backend).backward(
             dy, x, weight, bias, ctx.activation, initial_state
         )
         return dx, dweight, dbias, None, dinitial_state, None

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from mamba_seq.kernels._checks import ScanShape, check_selective_scan
-from mamba_seq.kernels._dispatch import choose_backend
+from mamba_seq.kernels._dispatch import choose_backend, implementation
+from mamba_seq.kernels.selective_scan.function import SelectiveScan
 from mamba_seq.kernels.selective_scan.reference import selective_scan_reference, selective_state_update_reference
+from mamba_seq.kernels.selective_scan.step import check_step, unsupported_step
 
 __all__ = ["selective_scan", "selective_state_update"]
 
@@ -66,8 +68,6 @@ def selective_scan(
     if chosen == "reference" or shape.L == 0:
         y, final_state = selective_scan_reference(*arguments, cu_seqlens)
     else:
-        from mamba_seq.kernels.selective_scan.function import SelectiveScan
-
         one_group = (p[:, :, 0] if p.dim() == 4 else p for p in (B, C))
         y, final_state = SelectiveScan.apply(
             u, delta, A, *one_group, D, z, delta_bias, delta_softplus, initial_state, return_final_state, chosen
@@ -111,11 +111,12 @@ def selective_state_update(
         ValueError: for shapes or types outside the contract, naming the argument.
         RuntimeError: when a named backend cannot run the case.
     """
-    from mamba_seq.kernels.selective_scan.step import check_step, run_step, unsupported_step
-
     check_step(state, u, delta, A, B, C, D, z, delta_bias)
     chosen = choose_backend("selective_state_update", backend, u.device, unsupported_step(u, A, B, C))
-    update = selective_state_update_reference if chosen == "reference" else run_step(chosen)
+    if chosen == "reference":
+        update = selective_state_update_reference
+    else:
+        update = implementation("selective_scan", chosen).selective_state_update
     return update(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
 
 
@@ -131,6 +132,6 @@ def _outside_compiled_case(
         return "B or C constant over time runs on the reference only"
     if cu_seqlens is not None:
         return "packed sequences (cu_seqlens) run on the reference only"
-    if str(u.dtype) == "torch.float64":
+    if u.dtype == torch.float64:
         return "float64 runs on the reference only"
     return None

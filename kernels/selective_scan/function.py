@@ -12,18 +12,13 @@ Only inputs and the states at chunk starts are kept: everything else is recomput
 3.3.2).
 """
 
-import importlib
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-
-def backend_module(backend: str) -> ModuleType:
-    """Import the module that implements `backend`; only then is Numba or Triton loaded."""
-    return importlib.import_module(f"mamba_seq.kernels.selective_scan.{backend}")
+from mamba_seq.kernels._dispatch import implementation
 
 
 class SelectiveScan(torch.autograd.Function):
@@ -46,7 +41,7 @@ class SelectiveScan(torch.autograd.Function):
         backend: str,
     ) -> tuple[Tensor, Tensor]:
         """Return y (B, L, D) and the final state (B, D, N)."""
-        module = backend_module(backend)
+        module = implementation("selective_scan", backend)
         keep = any(ctx.needs_input_grad)
         y, final_state, saved = module.forward(
             u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, keep_for_backward=keep
@@ -66,7 +61,9 @@ class SelectiveScan(torch.autograd.Function):
         u, delta, A, B, C, D, z, delta_bias, initial_state, *saved = ctx.saved_tensors
         if dy is None:
             dy = torch.zeros_like(u)
-        du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state = backend_module(ctx.backend).backward(
+        du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state = implementation(
+            "selective_scan", ctx.backend
+        ).backward(
             dy, dfinal_state, tuple(saved), u, delta, A, B, C, D, z, delta_bias, ctx.delta_softplus, initial_state
         )
         return du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, None, dinitial_state, None, None

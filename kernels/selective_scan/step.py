@@ -1,11 +1,9 @@
-"""The single step of the scan: its checks, and the choice of who runs it."""
+"""The single step of the scan: its checks, and who can run it."""
 
-import importlib
-from collections.abc import Callable
-
+import torch
 from torch import Tensor
 
-from mamba_seq.kernels._checks import FLOATS, check_device, check_dtype, check_shape, parameter_dtypes
+from mamba_seq.kernels._checks import FLOATS, check_devices, check_dtype, check_shape, parameter_dtypes
 from mamba_seq.kernels.selective_scan.reference import is_constant
 
 
@@ -42,10 +40,7 @@ def check_step(
             check_dtype(name, tensor, (real,))
     for name, tensor in (("B", B), ("C", C)):
         _check_projection(name, tensor, u, A)
-    named = {"state": state, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
-    for name, tensor in named.items():
-        if tensor is not None:
-            check_device(name, tensor, u.device)
+    check_devices("u", u.device, state=state, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
 
 
 def _check_projection(name: str, tensor: Tensor, u: Tensor, A: Tensor) -> None:
@@ -74,14 +69,6 @@ def unsupported_step(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> dict[str, st
         reason = "groups of B and C run on the reference only"
     elif is_constant(B, u) or is_constant(C, u):
         reason = "B or C constant over time runs on the reference only"
-    elif str(u.dtype) == "torch.float64":
+    elif u.dtype == torch.float64:
         reason = "float64 runs on the reference only"
     return dict.fromkeys(("cpu", "triton"), reason)
-
-
-def run_step(backend: str) -> Callable[..., Tensor]:
-    """Return the step function of a compiled backend: the reference's signature, B and C (B, N) or (B, 1, N)."""
-    step: Callable[..., Tensor] = importlib.import_module(
-        f"mamba_seq.kernels.selective_scan.{backend}"
-    ).selective_state_update
-    return step

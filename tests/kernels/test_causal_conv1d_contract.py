@@ -205,7 +205,7 @@ WRONG: dict[str, tuple[Callable[[Arguments], Arguments], str]] = {
     ),
     "another device": (
         lambda a: {"bias": a["bias"].to("meta")},
-        "bias is on meta, expected cpu like the first argument",
+        "bias is on meta, expected cpu like x",
     ),
 }
 

@@ -296,7 +296,7 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
     ),
     "another device": (
         lambda a: {"D": a["D"].to("meta")},
-        "D is on meta, expected cpu like the first argument",
+        "D is on meta, expected cpu like u",
     ),
 }
 

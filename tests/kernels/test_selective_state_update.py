@@ -212,7 +212,7 @@ WRONG: dict[str, tuple[Callable[[Step], Step], str]] = {
         lambda s: {"C": s["C"][:, None].expand(2, 2, 4)},
         "C has 2 groups, which do not divide D = 5",
     ),
-    "another device": (lambda s: {"z": s["z"].to("meta")}, "z is on meta, expected cpu like the first argument"),
+    "another device": (lambda s: {"z": s["z"].to("meta")}, "z is on meta, expected cpu like u"),
 }
 
 
