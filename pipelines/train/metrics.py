@@ -42,15 +42,17 @@ class MetricsFile(Logger):
         """Do nothing: `recipe.yaml` holds them."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append a row a metric, numbered by the last step that is done.
+        """Write what Lightning gathered (the validation) under the last step that is done.
 
         That is asked of `trainer`, where it is set: Lightning's own `step` is one too high after a run was stopped.
         """
-        step = step if self.trainer is None else self.trainer.global_step - 1
+        last = step or 0 if self.trainer is None else self.trainer.global_step - 1
+        self.write(last, {name: value for name, value in metrics.items() if name != "epoch"})
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append a row a value."""
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(
-                (step, name, f"{value:.6g}") for name, value in metrics.items() if name != "epoch"
-            )
+            csv.writer(file).writerows((step, name, f"{value:.6g}") for name, value in values.items())
 
 
 def read_metrics(path: Path) -> list[tuple[int, str, float]]:

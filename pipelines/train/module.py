@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mamba_seq.heads import SequenceClassifier
+from mamba_seq.pipelines.train.metrics import MetricsFile
 from mamba_seq.pipelines.train.recipe import OptimConfig
 
 NO_DECAY = ("A_log", "D", "dt_bias", "conv_bias", "bias", "norm.weight", "embedding.weight")
@@ -43,12 +44,12 @@ class ClassifierTraining(L.LightningModule):
         out = self.model.backbone(self.model.embedding(tokens))
         logits = self.model.classify(out)
         loss = F.cross_entropy(logits, labels)
-        # synchronises with the GPU, so only where a row is written
-        if self.global_step % self.log_every == 0:
-            accuracy = (logits.argmax(dim=1) == labels).float().mean()
+        # synchronises with the GPU, so only where a row is written; Lightning would write it some steps later
+        if self.global_step % self.log_every == 0 and isinstance(self.logger, MetricsFile):
+            accuracy = (logits.argmax(dim=1) == labels).float().mean().item()
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            length = float(tokens.shape[1])
-            self.log_dict({"loss": loss.detach(), "accuracy": accuracy, "lr": rate, "length": length})
+            row = {"loss": loss.item(), "accuracy": accuracy, "lr": rate, "length": float(tokens.shape[1])}
+            self.logger.write(self.global_step, row)
         if self.next_token is not None:
             predicted = self.next_token(out[:, :-1]).flatten(0, 1)
             loss = loss + self.optim.next_token_weight * F.cross_entropy(predicted, tokens[:, 1:].flatten())

@@ -150,7 +150,6 @@ def fit(
         val_check_interval=recipe.val_every,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        log_every_n_steps=recipe.log_every,
         logger=metrics,
         callbacks=callbacks,
         enable_checkpointing=False,

@@ -241,6 +241,14 @@ def test_a_log_that_was_cut_off_goes_on(tmp_path: Path) -> None:
     assert read_metrics(path) == [(0, "loss", 0.5), (1, "loss", 0.5), (2, "loss", 0.25)]
 
 
+def test_rows_of_the_log_belong_to_their_steps(whole: Path, recipe: str, tmp_path: Path) -> None:
+    """Fewer rows are some of all rows, with the same values."""
+    main(recipe, tmp_path / "run", [*DROPOUT, "--log_every=5"])
+    training = [row for row in metrics(tmp_path / "run") if not row["name"].startswith("val_")]
+    steps = {"0", "5", "10"}
+    assert training == [r for r in metrics(whole) if r["step"] in steps and not r["name"].startswith("val_")]
+
+
 def test_max_minutes_stops_with_a_checkpoint(recipe: str, tmp_path: Path) -> None:
     run = main(recipe, tmp_path / "run", max_minutes=1e-5)
     assert run == tmp_path / "run"
