@@ -105,6 +105,7 @@ def response_to_state(log_decay: Tensor, C: Tensor, state: Tensor, length: int) 
 def summed_input(log_decay: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return sum over t of Abar^(L-1-t) x_t, (B, D, N): the state that x (B, L, D) leaves, before the weight Bbar."""
     batch, length, channels = x.shape
+    n_state = log_decay.shape[1]
     blocks, size = split_length(length, batch)
     across = powers(log_decay, size * torch.arange(blocks - 1, -1, -1, device=x.device)).to(dtype)  # (D, N, J)
     within = powers(log_decay, torch.arange(size - 1, -1, -1, device=x.device)).to(dtype)  # (D, N, T)
@@ -112,10 +113,9 @@ def summed_input(log_decay: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     if not within.is_complex():
         ends = rows @ within.mT
     else:
-        n_state = within.shape[1]
         ends = rows @ torch.cat([within.real, within.imag], dim=1).mT  # x is real: no complex product
         ends = torch.complex(ends[..., :n_state], ends[..., n_state:])
-    return torch.einsum("dbjn,dnj->bdn", ends.reshape(channels, batch, blocks, -1), across)
+    return torch.einsum("dbjn,dnj->bdn", ends.reshape(channels, batch, blocks, n_state), across)
 
 
 def powers(log_decay: Tensor, exponents: Tensor) -> Tensor:
