@@ -10,9 +10,14 @@ from torch import Tensor
 
 from mamba_seq.kernels.time_invariant_scan.checks import check_time_invariant_scan, check_time_invariant_update
 from mamba_seq.kernels.time_invariant_scan.convolution import convolution_scan, ssm_kernel
-from mamba_seq.kernels.time_invariant_scan.reference import recurrence_scan, recurrence_update, skip_and_gate
+from mamba_seq.kernels.time_invariant_scan.reference import (
+    recurrence_scan,
+    recurrence_update,
+    skip_and_gate,
+    step_parameters,
+)
 
-__all__ = ["ssm_kernel", "time_invariant_scan", "time_invariant_update"]
+__all__ = ["ssm_kernel", "step_parameters", "time_invariant_scan", "time_invariant_update"]
 
 # Below this length the loop over steps takes no more time than the transforms, forward and backward together.
 SHORTEST_CONVOLUTION = 4
@@ -84,6 +89,7 @@ def time_invariant_update(
     D: Tensor | None = None,
     z: Tensor | None = None,
     discretisation: str = "zoh",
+    parameters: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Advance the recurrence of `time_invariant_scan` by one step, changing `state` in place; no gradient.
 
@@ -97,6 +103,8 @@ def time_invariant_update(
         D: skip connection (D,) float32.
         z: gate (B, D) in u's type.
         discretisation: "zoh" or "euler", as in `time_invariant_scan`.
+        parameters: what `step_parameters(delta, A, B, discretisation)` returned, to be computed once for many steps: it
+            takes longer than the step itself. delta, A, B and discretisation are then only checked.
 
     Returns:
         y (B, D) in u's type.
@@ -104,5 +112,6 @@ def time_invariant_update(
     Raises:
         ValueError: for shapes, types, devices or names outside the contract, naming the argument.
     """
-    check_time_invariant_update(state, u, delta, A, B, C, D, z, discretisation)
-    return skip_and_gate(recurrence_update(state, u, delta, A, B, C, discretisation), u, D, z)
+    check_time_invariant_update(state, u, delta, A, B, C, D, z, discretisation, parameters)
+    change, weight = step_parameters(delta, A, B, discretisation) if parameters is None else parameters
+    return skip_and_gate(recurrence_update(state, u, change, weight, C), u, D, z)

@@ -40,12 +40,17 @@ def check_time_invariant_update(
     D: Tensor | None,
     z: Tensor | None,
     discretisation: str,
+    parameters: tuple[Tensor, Tensor] | None,
 ) -> None:
     """Check every argument of `time_invariant_update` against the contract."""
     if u.dim() != 2:
         raise ValueError(f"u has shape {tuple(u.shape)}, expected (B, D)")
     _check_parameters(u, delta, A, B, C, D, z, "(B, D)", discretisation)
     _check_state("state", state, u, A)
+    for i, tensor in enumerate(parameters or ()):
+        check_shape(f"parameters[{i}]", tensor, tuple(A.shape), "(D, N)")
+        check_dtype(f"parameters[{i}]", tensor, (A.dtype,))
+        check_device(f"parameters[{i}]", tensor, u.device)
 
 
 def check_kernel(delta: Tensor, A: Tensor, B: Tensor, C: Tensor, length: int, discretisation: str) -> None:

@@ -42,11 +42,11 @@ def recurrence_scan(
     return torch.stack(outputs, dim=1) if outputs else x, h
 
 
-def recurrence_update(
-    state: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, discretisation: str
-) -> Tensor:
-    """Advance `state` (B, D, N) in place by one step of input u (B, D) and return C h (B, D), before skip and gate."""
-    change, weight = step_parameters(delta, A, B, discretisation)
+def recurrence_update(state: Tensor, u: Tensor, change: Tensor, weight: Tensor, C: Tensor) -> Tensor:
+    """Advance `state` (B, D, N) in place by one step of input u (B, D) and return C h (B, D), before skip and gate.
+
+    `change` and `weight` are the `step_parameters`.
+    """
     state.add_(change * state + weight * u.to(parameter_dtypes(u)[0])[..., None])
     return read_out(state, C)
 
@@ -55,7 +55,7 @@ def step_parameters(delta: Tensor, A: Tensor, B: Tensor, discretisation: str) ->
     """Return Abar - 1 and Bbar (D, N), in A's type.
 
     Abar - 1, not Abar: for a state with a memory of m steps Abar is 1 - 1/m, and what float32 leaves of 1/m would be
-    wrong in the same direction at every step.
+    wrong in the same direction at every step. Differentiable in delta, A and B.
     """
     log_decay, weight = discretise(delta, A, B, discretisation)
     return (log_decay * mean_decay(log_decay)).to(A.dtype), weight.to(A.dtype)

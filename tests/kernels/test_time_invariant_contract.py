@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from mamba_seq.kernels import ssm_kernel, time_invariant_scan, time_invariant_update
-from mamba_seq.kernels.time_invariant_scan import convolution
+from mamba_seq.kernels.time_invariant_scan import convolution, step_parameters
 from mamba_seq.kernels.time_invariant_scan.convolution import fast_transform_size, split_length
 from tests.kernels.compare import assert_close
-from tests.kernels.time_invariant_cases import METHODS, doubled, draw, run_whole, scaled
+from tests.kernels.time_invariant_cases import METHODS, doubled, draw, run_steps, run_whole, scaled
 
 both_numbers = pytest.mark.parametrize("complex_A", [False, True], ids=["real", "complex"])
 both_methods = pytest.mark.parametrize("method", METHODS)
@@ -192,6 +192,17 @@ def test_wrong_arguments(mistake: str) -> None:
         time_invariant_scan(**(inputs | change(inputs)))
 
 
+@both_numbers
+@pytest.mark.parametrize("discretisation", ["zoh", "euler"])
+def test_step_parameters_computed_once(complex_A: bool, discretisation: str) -> None:
+    inputs = draw(20, complex_A)
+    parameters = step_parameters(inputs["delta"], inputs["A"], inputs["B"], discretisation)
+    want = run_steps(inputs, discretisation=discretisation)
+    got = run_steps(inputs, discretisation=discretisation, parameters=parameters)
+    assert torch.equal(got["y"], want["y"])
+    assert torch.equal(got["final_state"], want["final_state"])
+
+
 WRONG_STEP: dict[str, tuple[Change, str]] = {
     "a sequence": (lambda s: {"u": s["u"][:, None]}, "u has shape (2, 1, 3), expected (B, D)"),
     "z of another batch": (lambda s: {"z": s["z"][1:]}, "z has shape (1, 3), expected (B, D) = (2, 3)"),
@@ -199,6 +210,14 @@ WRONG_STEP: dict[str, tuple[Change, str]] = {
     "state of another size": (
         lambda s: {"state": s["state"][..., 1:]},
         "state has shape (2, 3, 3), expected (B, D, N) = (2, 3, 4)",
+    ),
+    "parameters of other channels": (
+        lambda s: {"parameters": (s["A"], s["B"][1:])},
+        "parameters[1] has shape (2, 4), expected (D, N) = (3, 4)",
+    ),
+    "parameters in double": (
+        lambda s: {"parameters": (s["A"].double(), s["B"])},
+        "parameters[0] has type float64, expected float32",
     ),
 }
 
