@@ -232,17 +232,9 @@ def test_long_memory_step_by_step() -> None:
 def test_on_a_gpu(L: int, complex_A: bool, method: str) -> None:
     inputs = draw(L, complex_A)
     want = with_gradients(run_whole, doubled(inputs), method="convolution")
-    moved = {name: t.cuda() for name, t in inputs.items()}
-    leaves = {name: t.requires_grad_() for name, t in moved.items()}
-    got = run_whole(leaves, method=method)
-    assert_close(got, {name: want[name] for name in got}, scaled(1e-5))
-    upstream = [torch.ones_like(t) for t in got.values()]
-    gradients = torch.autograd.grad(list(got.values()), list(leaves.values()), upstream)
-    exact = {name: t.requires_grad_() for name, t in doubled(inputs).items()}
-    results = run_whole(exact, method="convolution")
-    ones = [torch.ones_like(t) for t in results.values()]
-    expected = torch.autograd.grad(list(results.values()), list(exact.values()), ones)
-    assert_close(dict(zip(leaves, gradients, strict=True)), dict(zip(exact, expected, strict=True)), scaled(2e-5))
+    got = with_gradients(run_whole, {name: t.cuda() for name, t in inputs.items()}, method=method)
+    assert got["y"].is_cuda
+    assert_close(got, want, scaled(2e-5))
 
 
 @both_numbers

@@ -84,6 +84,6 @@ def with_gradients(run: Any, inputs: Inputs, *arguments: Any, **how: Any) -> Inp
     upstream = []
     for t in results.values():  # drawn in single precision, so that every precision gets the same numbers
         single = torch.complex64 if t.is_complex() else torch.float32
-        upstream.append(torch.randn(t.shape, generator=generator, dtype=single).to(t.dtype))
+        upstream.append(torch.randn(t.shape, generator=generator, dtype=single).to(t))
     gradients = torch.autograd.grad(list(results.values()), list(leaves.values()), upstream)
     return results | {f"d{name}": g for name, g in zip(leaves, gradients, strict=True)}
