@@ -62,6 +62,7 @@ class _Lanes(types.Type):
 
 lanes_type = _Lanes()
 pointer_type = types.CPointer(types.float32)
+table_type = types.CPointer(types.int64)
 
 
 @register_model(_Lanes)
@@ -81,6 +82,16 @@ def floats(typing: Any, address: types.Type) -> tuple[Any, Codegen]:
         return builder.inttoptr(args[0], _FLOAT.as_pointer())
 
     return pointer_type(types.int64), codegen
+
+
+@intrinsic
+def integers(typing: Any, address: types.Type) -> tuple[Any, Codegen]:
+    """Turn an address into a pointer to int64."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[Any]) -> Any:
+        return builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+
+    return table_type(types.int64), codegen
 
 
 @intrinsic

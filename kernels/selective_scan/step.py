@@ -67,20 +67,20 @@ def _check_projection(name: str, tensor: Tensor, u: Tensor, A: Tensor) -> None:
 
 def unsupported_step(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> dict[str, str | None]:
     """Say, per compiled backend, why it cannot run this step, or None."""
-    reason = None
+    if str(u.dtype) == "torch.float64":
+        return dict.fromkeys(("cpu", "triton"), "float64 runs on the reference only")
     if A.is_complex():
-        reason = "complex A runs on the reference only"
-    elif any(p.dim() == 3 and p.shape[1] > 1 for p in (B, C)):
-        reason = "groups of B and C run on the reference only"
+        return dict.fromkeys(("cpu", "triton"), "complex A runs on the reference only")
+    reason = None
+    if any(p.dim() == 3 and p.shape[1] > 1 for p in (B, C)):
+        reason = "groups of B and C run on the reference and the CPU only"
     elif is_constant(B, u) or is_constant(C, u):
-        reason = "B or C constant over time runs on the reference only"
-    elif str(u.dtype) == "torch.float64":
-        reason = "float64 runs on the reference only"
-    return dict.fromkeys(("cpu", "triton"), reason)
+        reason = "B or C constant over time runs on the reference and the CPU only"
+    return {"cpu": None, "triton": reason}
 
 
 def run_step(backend: str) -> Callable[..., Tensor]:
-    """Return the step function of a compiled backend: the reference's signature, B and C (B, N) or (B, 1, N)."""
+    """Return the step function of a compiled backend: the reference's signature."""
     step: Callable[..., Tensor] = importlib.import_module(
         f"mamba_seq.kernels.selective_scan.{backend}"
     ).selective_state_update
