@@ -127,10 +127,10 @@ def _outside_compiled_case(
     """Say why a compiled implementation cannot run a case of the contract yet, or None."""
     if str(u.dtype) == "torch.float64":
         return "float64 runs on the reference only"
-    if A.is_complex():
-        return "complex A runs on the reference only"
     if backend == "cpu":
         return None
+    if A.is_complex():
+        return "complex A runs on the reference and the CPU only"
     if shape.G > 1:
         return f"{shape.G} groups of B and C run on the reference and the CPU only"
     if B.dim() == 2 or C.dim() == 2:

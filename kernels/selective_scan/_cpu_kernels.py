@@ -152,9 +152,9 @@ def scan_forward(
                 else:
                     for i in range(steps):
                         t = first + i
-                        dtxB = load(dtx_, i * LANES) * _at(B_, B_constant, n, T, t)
+                        dtxB = load(dtx_, i * LANES) * at(B_, B_constant, n, T, t)
                         h = fma(exp2(load(dt_, i * LANES) * A2n), h, dtxB)
-                        store(s_, i * LANES, fma(h, _at(C_, C_constant, n, T, t), load(s_, i * LANES)))
+                        store(s_, i * LANES, fma(h, at(C_, C_constant, n, T, t), load(s_, i * LANES)))
                 store(h_, n * LANES, h)
             for i in range(steps):
                 t = first + i
@@ -279,17 +279,17 @@ def scan_backward(
                 for i in range(steps):
                     a = exp2(load(dt_, i * LANES) * A2n)
                     ah = a * h
-                    h = fma(load(dtx_, i * LANES), _at(B_, B_constant, n, T, first + i), ah)
+                    h = fma(load(dtx_, i * LANES), at(B_, B_constant, n, T, first + i), ah)
                     store(a_, i * LANES, a)
                     store(ah_, i * LANES, ah)
-                    store(s_, i * LANES, fma(h, _at(C_, C_constant, n, T, first + i), load(s_, i * LANES)))
+                    store(s_, i * LANES, fma(h, at(C_, C_constant, n, T, first + i), load(s_, i * LANES)))
                 g = flush(load(g_, n * LANES))
                 dAn, dBn, dCn = splat(0.0), splat(0.0), splat(0.0)
                 for i in range(steps - 1, -1, -1):
                     t = first + i
-                    Bt = _at(B_, B_constant, n, T, t)
+                    Bt = at(B_, B_constant, n, T, t)
                     dtx, ds, ah = load(dtx_, i * LANES), load(ds_, i * LANES), load(ah_, i * LANES)
-                    g = fma(ds, _at(C_, C_constant, n, T, t), g)
+                    g = fma(ds, at(C_, C_constant, n, T, t), g)
                     if B_constant != 0:
                         dBn = fma(g, dtx, dBn)
                     else:
@@ -408,6 +408,6 @@ def step_blocks(
 
 
 @njit(forceinline=True)
-def _at(parameter: Any, constant: int, n: int, T: int, t: int) -> Any:
+def at(parameter: Any, constant: int, n: int, T: int, t: int) -> Any:
     """Return B or C of state n at step t for sixteen channels."""
     return load(parameter, n * LANES) if constant != 0 else splat(parameter[n * T + t])

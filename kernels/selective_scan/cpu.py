@@ -31,6 +31,7 @@ from mamba_seq.kernels._segments import (
     zeros,
 )
 from mamba_seq.kernels._simd import LANES, LOG2E
+from mamba_seq.kernels.selective_scan._cpu_complex import COMPLEX_SCRATCH, complex_backward, complex_forward
 from mamba_seq.kernels.selective_scan._cpu_kernels import (
     CHUNK,
     SCRATCH,
@@ -73,12 +74,14 @@ def forward(
     batch, length, channels = u.shape
     plan = _Plan.make(u, A, B, C, cu_seqlens)
     groups, rows = plan.groups, plan.rows
-    A2, skip, bias = _over_lanes(A * LOG2E, groups), _pad(D, groups), _pad(delta_bias, groups)
+    A, B, C = (_as_real(x) for x in (A, B, C))
+    kernel = complex_forward if plan.is_complex else scan_forward
+    A2, skip, bias = _over_lanes(A * plan.scale(), groups), _pad(D, groups), _pad(delta_bias, groups)
     state = _state_over_lanes(initial_state, plan)
     y = empty(batch, length, channels, dtype=u.dtype)
     kept = empty(*plan.kept_shape) if keep_for_backward else None
     workers = _workers(batch * length * channels * rows)
-    scratch = empty(workers, SCRATCH)
+    scratch = empty(workers, COMPLEX_SCRATCH if plan.is_complex else SCRATCH)
 
     readable = all(x is None or is_last_dense(x) for x in (u, delta, z))
     for part, pieces in plan.cut(groups * rows if readable else max(channels, groups * rows)):
@@ -108,10 +111,10 @@ def forward(
             plan.states,
             groups,
         )
-        run_kernel(scan_forward, arguments, len(pieces) * plan.blocks, scratch)
+        run_kernel(kernel, arguments, len(pieces) * plan.blocks, scratch)
         if y.dtype != _F32:
             part.of(y).copy_(ys)
-    return y, _from_lanes(state, plan), () if kept is None else (kept,)
+    return y, plan.as_given(_from_lanes(state, plan)), () if kept is None else (kept,)
 
 
 def backward(
@@ -141,7 +144,9 @@ def backward(
     batch, length, channels = u.shape
     plan = _Plan.make(u, A, B, C, cu_seqlens)
     groups, rows, blocks = plan.groups, plan.rows, plan.blocks
-    A2, skip, bias = _over_lanes(A * LOG2E, groups), _pad(D, groups), _pad(delta_bias, groups)
+    A, B, C = (_as_real(x) for x in (A, B, C))
+    kernel = complex_backward if plan.is_complex else scan_backward
+    A2, skip, bias = _over_lanes(A * plan.scale(), groups), _pad(D, groups), _pad(delta_bias, groups)
     dstate = _state_over_lanes(dfinal_state, plan)
     dA = zeros(*dstate.shape)
     dskip, dbias = (zeros(plan.sequences, blocks * LANES) for _ in range(2))
@@ -149,7 +154,7 @@ def backward(
     dz = None if z is None else empty(batch, length, channels, dtype=u.dtype)
     dB, dC = (zeros(*dstate.shape) if x.dim() == 2 else empty(*x.shape, dtype=x.dtype) for x in (B, C))
     workers = _workers(batch * length * channels * rows)
-    scratch = empty(workers, SCRATCH)
+    scratch = empty(workers, COMPLEX_SCRATCH if plan.is_complex else SCRATCH)
 
     for part, pieces in reversed(plan.cut(max(channels, blocks * rows))):
         dys, us, deltas, zs = _rows(part, dy), _rows(part, u), _rows(part, delta), _rows(part, z)
@@ -191,7 +196,7 @@ def backward(
             plan.states,
             groups,
         )
-        run_kernel(scan_backward, arguments, len(pieces) * blocks, scratch)
+        run_kernel(kernel, arguments, len(pieces) * blocks, scratch)
         for whole, piece in zip(wholes, outputs, strict=True):
             if whole is not piece:
                 whole.copy_(piece)
@@ -201,13 +206,13 @@ def backward(
     return (
         du,
         ddelta,
-        _total(dA, plan),
-        _total(dB, plan) if B.dim() == 2 else dB,
-        _total(dC, plan) if C.dim() == 2 else dC,
+        plan.as_given(_total(dA, plan)),
+        plan.as_given(_total(dB, plan) if B.dim() == 2 else dB),
+        plan.as_given(_total(dC, plan) if C.dim() == 2 else dC),
         None if D is None else _unpad(dskip.sum(0), plan),
         dz,
         None if delta_bias is None else _unpad(dbias.sum(0), plan),
-        None if initial_state is None else _from_lanes(dstate, plan),
+        None if initial_state is None else plan.as_given(_from_lanes(dstate, plan)),
     )
 
 
@@ -227,6 +232,8 @@ def selective_state_update(
 
     Args: as `mamba_seq.kernels.selective_state_update`, checked.
     """
+    if A.is_complex():
+        return _complex_update(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     batch, channels = u.shape
     n_state = A.shape[1]
     us, deltas, Bs, Cs = last_dense(u), last_dense(delta), last_dense(B), last_dense(C)
@@ -257,6 +264,28 @@ def selective_state_update(
     if h is not state:
         state.detach().copy_(h)
     return y.to(u.dtype)
+
+
+def _complex_update(
+    state: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> Tensor:
+    """Do what `selective_state_update` does as a scan over a single step."""
+    now, then, gate = (None if x is None else x[:, None] for x in (u, delta, z))
+    B, C = (x if is_constant(x, u) else x[:, None] for x in (B, C))
+    assert now is not None
+    assert then is not None
+    y, after, _ = forward(now, then, A, B, C, D, gate, delta_bias, delta_softplus, state, keep_for_backward=False)
+    state.copy_(after)
+    return y[:, 0]
 
 
 def _shared(x: Tensor, u: Tensor) -> tuple[int, int, int, int]:
@@ -293,7 +322,8 @@ class _Plan(NamedTuple):
     def make(cls, u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None) -> "_Plan":
         batch, length, channels = u.shape
         groups = max(x.shape[2] if x.dim() == 4 else 1 for x in (B, C))
-        rows = states = A.shape[1]
+        states = A.shape[1]
+        rows = 2 * states if A.is_complex() else states
         width = channels // groups
         if cu_seqlens is None:
             chunks = -(-length // CHUNK)
@@ -303,6 +333,20 @@ class _Plan(NamedTuple):
         counts = [-(-(end - start) // CHUNK) for start, end in itertools.pairwise(bounds)]
         *places, chunks = itertools.accumulate(counts, initial=0)
         return cls(batch, length, groups, width, states, rows, bounds, chunks, places)
+
+    @property
+    def is_complex(self) -> bool:
+        return self.rows != self.states
+
+    def scale(self) -> float | Tensor:
+        """Return what A is multiplied with for the kernels: see A2 there."""
+        if not self.is_complex:
+            return LOG2E
+        return torch.tensor([LOG2E, 1.0], dtype=_F32, device="cpu").repeat(self.states)
+
+    def as_given(self, x: Tensor) -> Tensor:
+        """Bring the rows of a result (..., 2 N) to complex numbers (..., N) where A is complex."""
+        return torch.view_as_complex(x.unflatten(-1, (self.states, 2)).contiguous()) if self.is_complex else x
 
     @property
     def blocks(self) -> int:
@@ -327,6 +371,11 @@ class _Plan(NamedTuple):
         """Return what the kernels read of the pieces of a segment."""
         rows = [(p.item, p.start, p.steps, p.sequence, self.places[p.sequence] + p.before // CHUNK) for p in pieces]
         return torch.tensor(rows, dtype=torch.int64, device="cpu")
+
+
+def _as_real(x: Tensor) -> Tensor:
+    """Lay complex numbers (..., N) out as (..., 2 N): real part, imaginary part; real ones as they are."""
+    return torch.view_as_real(x.resolve_conj()).flatten(-2) if x.is_complex() else x
 
 
 def _rows(part: Segment, x: Tensor | None) -> Tensor | None:
@@ -370,6 +419,7 @@ def _state_over_lanes(state: Tensor | None, plan: _Plan) -> Tensor:
     """Return a copy of a state (B or S, D, N) as (B or S, blocks, N, 16); zeros for None."""
     if state is None:
         return zeros(plan.sequences, plan.blocks, plan.rows, LANES)
+    state = _as_real(state)
     lanes = _over_lanes(state, plan.groups)
     return lanes.clone() if lanes.data_ptr() == state.data_ptr() else lanes
 

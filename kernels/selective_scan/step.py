@@ -69,10 +69,10 @@ def unsupported_step(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> dict[str, st
     """Say, per compiled backend, why it cannot run this step, or None."""
     if str(u.dtype) == "torch.float64":
         return dict.fromkeys(("cpu", "triton"), "float64 runs on the reference only")
-    if A.is_complex():
-        return dict.fromkeys(("cpu", "triton"), "complex A runs on the reference only")
     reason = None
-    if any(p.dim() == 3 and p.shape[1] > 1 for p in (B, C)):
+    if A.is_complex():
+        reason = "complex A runs on the reference and the CPU only"
+    elif any(p.dim() == 3 and p.shape[1] > 1 for p in (B, C)):
         reason = "groups of B and C run on the reference and the CPU only"
     elif is_constant(B, u) or is_constant(C, u):
         reason = "B or C constant over time runs on the reference and the CPU only"

@@ -1,4 +1,4 @@
-"""The rest of the contract on the CPU kernels, forward and backward: packed sequences, groups, constants over time."""
+"""The rest of the contract on the CPU kernels, forward and backward: packed sequences, groups, constants, complex A."""
 
 import itertools
 from typing import Any
@@ -71,10 +71,23 @@ def check_scan(arguments: dict[str, Tensor], dtype: str = "fp32", **extra: Any) 
         want = with_gradients(selective_scan, exact, [to_double(t) for t in upstream], backend="reference", **extra)
     got = with_gradients(selective_scan, arguments, upstream, backend="cpu", **extra)
     assert {name: got[f"d{name}"].dtype for name in arguments} == {name: t.dtype for name, t in arguments.items()}
-    assert_close(got, want, TOLERANCES[dtype])
+    assert_close(got, want, tolerances(dtype, arguments["A"].is_complex()))
     y, state = selective_scan(**arguments, backend="cpu", return_final_state=True, **extra)
     assert torch.equal(y, got["y"])
     assert torch.equal(state, got["final_state"])
+
+
+def tolerances(dtype: str, complex_A: bool) -> dict[str, Tolerance]:
+    """Return those of the real scan; what stays float32 beside a complex A of 16-bit inputs is no closer for that.
+
+    A turning state cancels more in its sums, most in that of ddelta_bias over all states and steps (6e-5 measured over
+    1,192 steps); the published rtol and atol hold as they are.
+    """
+    table = TOLERANCES[dtype]
+    if not complex_A:
+        return table
+    wider = {n: t._replace(scaled=4 * t.scaled) if t.scaled < 1e-4 else t for n, t in table.items()}
+    return wider | {"ddelta_bias": table["ddelta_bias"]._replace(scaled=1.5e-4)}
 
 
 def boundaries(bounds: list[int]) -> Tensor:
@@ -193,3 +206,39 @@ def check_step(kind: str, dtype: str, complex_A: bool) -> None:
     close = TOLERANCES[dtype]
     found = {"y": got, "final_state": state}
     assert_close(found, {"y": want, "final_state": exact_state}, {name: close[name] for name in found})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("groups", "constant"), [(0, ""), (2, ""), (18, ""), (0, "B"), (0, "C"), (0, "BC"), (3, "B"), (3, "C")]
+)
+def test_complex(groups: int, constant: str, dtype: str) -> None:
+    check_scan(draw(129, groups=groups, constant=constant, dtype=dtype, complex_A=True), dtype)
+
+
+@pytest.mark.parametrize("bounds", BOUNDS)
+@pytest.mark.parametrize("constant", ["", "B"])
+def test_packed_complex(constant: str, bounds: str) -> None:
+    cut = BOUNDS[bounds]
+    arguments = draw(cut[-1], batch=1, sequences=len(cut) - 1, constant=constant, complex_A=True)
+    check_scan(arguments, cu_seqlens=boundaries(cut))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["plain", "groups", "every-channel-a-group", "B", "C", "BC", "groups-B"])
+def test_complex_steps(kind: str, dtype: str) -> None:
+    check_step(kind, dtype, complex_A=True)
+
+
+def test_fast_turns() -> None:
+    """An angle of thousands of turns a step is as exact as float32 states it, and a huge decay is zero, not NaN."""
+    arguments = draw(63, complex_A=True)
+    arguments["A"] = torch.complex(-torch.rand(18, 3), 5000 * randn(18, 3))
+    arguments["A"][0] = -1e6 + 1e5j
+    y, state = selective_scan(**arguments, return_final_state=True, backend="cpu")
+    assert torch.isfinite(y).all()
+    exact = {name: to_double(t) for name, t in arguments.items()}
+    want_y, want_state = selective_scan(**exact, return_final_state=True, backend="reference")
+    # delta + delta_bias is rounded to float32 before it is multiplied
+    close = Tolerance(1e-2, 2e-2, 2e-3)
+    assert_close({"y": y, "state": state}, {"y": want_y, "state": want_state}, close)

@@ -50,6 +50,12 @@ def packed(arguments: dict[str, Any]) -> dict[str, Any]:
 
 # Calls of the contract that Triton does not run, and the reason it gives; the CPU kernels do.
 NOT_ON_TRITON: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]], str]] = {
+    "scan-complex": (selective_scan, lambda: scan(complex_A=True), "complex A runs on the reference and the CPU only"),
+    "step-complex": (
+        selective_state_update,
+        lambda: step(complex_A=True),
+        "complex A runs on the reference and the CPU only",
+    ),
     "scan-groups": (
         selective_scan,
         lambda: scan(groups=2),
@@ -88,9 +94,7 @@ NOT_ON_TRITON: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]],
 }
 # Calls of the contract that only the reference runs. A compiled backend that learns one takes its line away.
 REFERENCE_ONLY: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]], str]] = {
-    "scan-complex": (selective_scan, lambda: scan(complex_A=True), "complex A runs on the reference only"),
     "scan-float64": (selective_scan, lambda: scan(torch.float64), "float64 runs on the reference only"),
-    "step-complex": (selective_state_update, lambda: step(complex_A=True), "complex A runs on the reference only"),
     "step-float64": (selective_state_update, lambda: step(torch.float64), "float64 runs on the reference only"),
     "conv-float64": (causal_conv1d, lambda: conv(torch.float64), "float64 runs on the reference only"),
     "conv-step-float64": (causal_conv1d_update, lambda: conv_step(torch.float64), "float64 runs on the reference only"),
