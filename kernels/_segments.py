@@ -1,5 +1,6 @@
 """The torch side of the CPU kernels: pieces of bounded size, and tensors as addresses and strides."""
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -45,6 +46,50 @@ def segments(batch: int, length: int, width: int, multiple: int) -> list[Segment
         for b in range(0, batch, items)
         for t in range(0, length, steps)
     ]
+
+
+class Piece(NamedTuple):
+    """Steps of one sequence inside a segment."""
+
+    item: int
+    """Which item of the segment's batch."""
+    start: int
+    """The first step, counted from the segment's."""
+    steps: int
+    sequence: int
+    """Which sequence of the whole call: an item of the batch, or one of those packed."""
+    before: int
+    """Steps of the sequence before these."""
+
+
+def pieces_of(part: Segment) -> list[Piece]:
+    """Return the pieces of a segment in a batch that is not packed: one an item."""
+    return [Piece(b - part.b0, 0, part.steps, b, part.t0) for b in range(part.b0, part.b1)]
+
+
+def packed_segments(bounds: list[int], width: int, multiple: int) -> list[tuple[Segment, list[Piece]]]:
+    """Cut sequences packed along one length like `segments`, with the sequences in every segment.
+
+    A sequence longer than a segment is cut where `multiple` divides the number of its own steps so far, and a segment
+    never holds two pieces of one sequence.
+    """
+    room = max(_STEPS, _ELEMENTS // width // multiple * multiple)
+    cut: list[tuple[Segment, list[Piece]]] = []
+    first = 0
+    pieces: list[Piece] = []
+    for sequence, (start, end) in enumerate(itertools.pairwise(bounds)):
+        t = start
+        while t < end:
+            left = room - (t - first)
+            steps = end - t if end - t <= left else left // multiple * multiple
+            if steps == 0:
+                cut.append((Segment(0, 1, first, t), pieces))
+                first, pieces = t, []
+                continue
+            pieces.append(Piece(0, t - first, steps, sequence, t - start))
+            t += steps
+    cut.append((Segment(0, 1, first, bounds[-1]), pieces))
+    return cut
 
 
 def is_last_dense(x: Tensor) -> bool:

@@ -8,6 +8,7 @@ coefficients rounded to float32 one after another).
 Numba's cache notices edits of a kernel's own file only: after editing this one, delete `*.nbi` in `__pycache__`.
 """
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -54,6 +55,10 @@ _LOG1P = (
     -0.003290468594059348,
 )
 
+# Taylor series of sin(x) / x and cos(x) in x^2: what is left out is below 1e-8 on [-pi/2, pi/2]
+_SINE = tuple((-1) ** k / math.factorial(2 * k + 1) for k in range(7))
+_COSINE = tuple((-1) ** k / math.factorial(2 * k) for k in range(8))
+
 
 class _Lanes(types.Type):
     def __init__(self) -> None:
@@ -62,6 +67,7 @@ class _Lanes(types.Type):
 
 lanes_type = _Lanes()
 pointer_type = types.CPointer(types.float32)
+table_type = types.CPointer(types.int64)
 
 
 @register_model(_Lanes)
@@ -81,6 +87,16 @@ def floats(typing: Any, address: types.Type) -> tuple[Any, Codegen]:
         return builder.inttoptr(args[0], _FLOAT.as_pointer())
 
     return pointer_type(types.int64), codegen
+
+
+@intrinsic
+def integers(typing: Any, address: types.Type) -> tuple[Any, Codegen]:
+    """Turn an address into a pointer to int64."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[Any]) -> Any:
+        return builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+
+    return table_type(types.int64), codegen
 
 
 @intrinsic
@@ -199,6 +215,33 @@ def flush(typing: Any, x: types.Type) -> tuple[Any, Codegen]:
 
 
 @intrinsic
+def nearest(typing: Any, x: types.Type) -> tuple[Any, Codegen]:
+    """Return the integer nearest to x, for |x| below 2^22."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[Any]) -> Any:
+        return builder.fsub(_reduce(builder, args[0])[0], _constant(12582912.0))
+
+    return lanes_type(lanes_type), codegen
+
+
+@intrinsic
+def _sine(typing: Any, x: types.Type) -> tuple[Any, Codegen]:
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[Any]) -> Any:
+        square = builder.fmul(args[0], args[0])
+        return builder.fmul(args[0], _polynomial(builder, square, _SINE))
+
+    return lanes_type(lanes_type), codegen
+
+
+@intrinsic
+def _cosine(typing: Any, x: types.Type) -> tuple[Any, Codegen]:
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[Any]) -> Any:
+        return _polynomial(builder, builder.fmul(args[0], args[0]), _COSINE)
+
+    return lanes_type(lanes_type), codegen
+
+
+@intrinsic
 def lane_sum(typing: Any, x: types.Type) -> tuple[Any, Codegen]:
     """Return the sum of the lanes, halves first: always in the same order."""
 
@@ -252,6 +295,12 @@ def sigmoid(x: Any) -> Any:
     """Return 1 / (1 + e^-x)."""
     one = splat(1.0)
     return one / (one + exp(splat(0.0) - x))
+
+
+@njit(forceinline=True)
+def sin_cos(x: Any) -> Any:
+    """Return sin(x) and cos(x) for x in [-pi/2, pi/2], to 1e-7 absolute."""
+    return _sine(x), _cosine(x)
 
 
 @njit(forceinline=True)

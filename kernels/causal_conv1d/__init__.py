@@ -17,6 +17,8 @@ from mamba_seq.kernels.causal_conv1d.reference import (
 
 __all__ = ["causal_conv1d", "causal_conv1d_update"]
 
+COMPILED = ("cpu", "triton")
+
 
 def causal_conv1d(
     x: Tensor,
@@ -49,12 +51,12 @@ def causal_conv1d(
         RuntimeError: when a named backend cannot run the case.
     """
     check_causal_conv1d(x, weight, bias, activation, initial_state, cu_seqlens)
-    unsupported: dict[str, str | None] = dict.fromkeys(("cpu", "triton"), _outside_compiled_case(x, cu_seqlens))
+    unsupported = {backend_: _outside_compiled_case(backend_, x, cu_seqlens) for backend_ in COMPILED}
     chosen = choose_backend("causal_conv1d", backend, x.device, unsupported)
     if chosen == "reference" or x.shape[1] == 0:
         y = causal_conv1d_reference(x, weight, bias, activation, initial_state, cu_seqlens)
     else:
-        y = CausalConv1d.apply(x, weight, bias, activation, initial_state, chosen)
+        y = CausalConv1d.apply(x, weight, bias, activation, initial_state, chosen, cu_seqlens)
     return (y, last_inputs(x, weight.shape[1], initial_state, cu_seqlens)) if return_final_state else y
 
 
@@ -90,7 +92,7 @@ def causal_conv1d_update(
     check_dtype("state", state, (x.dtype,))
     check_shape("state", state, (*x.shape, weight.shape[1] - 1), "(B, D, K-1)")
     check_devices("x", x.device, state=state, weight=weight, bias=bias)
-    unsupported: dict[str, str | None] = dict.fromkeys(("cpu", "triton"), _outside_compiled_case(x, None))
+    unsupported = {backend_: _outside_compiled_case(backend_, x, None) for backend_ in COMPILED}
     chosen = choose_backend("causal_conv1d_update", backend, x.device, unsupported)
     if chosen == "reference":
         return causal_conv1d_update_reference(x, state, weight, bias, activation)
@@ -98,10 +100,10 @@ def causal_conv1d_update(
     return y
 
 
-def _outside_compiled_case(x: Tensor, cu_seqlens: Tensor | None) -> str | None:
-    """Say why the compiled implementations cannot run a case of the contract yet, or None."""
-    if cu_seqlens is not None:
-        return "packed sequences (cu_seqlens) run on the reference only"
+def _outside_compiled_case(backend: str, x: Tensor, cu_seqlens: Tensor | None) -> str | None:
+    """Say why a compiled implementation cannot run a case of the contract yet, or None."""
     if x.dtype == torch.float64:
         return "float64 runs on the reference only"
+    if cu_seqlens is not None and backend != "cpu":
+        return "packed sequences (cu_seqlens) run on the reference and the CPU only"
     return None

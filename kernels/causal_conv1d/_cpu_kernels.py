@@ -1,10 +1,12 @@
 """The loops of the CPU convolution, compiled by Numba.
 
-A task is a stretch of ROWS steps of one item of the batch, over all channels, sixteen at a time; a call does the tasks
-first to last - 1, numbered batch by batch. All arguments are ints (addresses of float32 arrays, strides and sizes in
-elements); an address of 0 means "not given". x and dy are (batch, T, D) with strides `*_batch` and `*_step`, and 1;
-`history` holds the K - 1 rows before x, oldest first, (batch, K-1, D); weight is (K, P) and bias (P,), where P is D
-rounded up to whole blocks of sixteen, with zeros.
+A task is a stretch of at most ROWS steps of one sequence, over all channels, sixteen at a time; a call does the tasks
+first to last - 1 of the table `stretches`, STRETCH int64 a row: item of the batch, where the sequence (or what is seen
+of it) begins there, first and last step + 1 of the stretch counted from that, how many steps are seen, which of the
+histories comes before, and 1 where the sequence itself begins there. All arguments are ints (addresses of float32
+arrays, strides and sizes in elements); an address of 0 means "not given". x and dy are (batch, T, D) with strides
+`*_batch` and `*_step`, and 1; `history` holds the K - 1 rows before, oldest first, (histories, K-1, D); weight is
+(K, P) and bias (P,), where P is D rounded up to whole blocks of sixteen, with zeros.
 """
 
 from typing import Any
@@ -14,6 +16,7 @@ from mamba_seq.kernels._simd import (
     LANES,
     floats,
     fma,
+    integers,
     load,
     load_part,
     njit,
@@ -25,6 +28,9 @@ from mamba_seq.kernels._simd import (
 
 ROWS = 128
 """Steps of a task; the backward pass repeats K - 1 steps at every seam."""
+
+STRETCH = 7
+"""Integers of a row of the table of stretches."""
 
 
 @compiled
@@ -39,7 +45,7 @@ def conv_forward(
     y_batch: int,
     y_step: int,
     silu: int,
-    T: int,
+    stretches: int,
     D: int,
     K: int,
     first_task: int,
@@ -47,20 +53,20 @@ def conv_forward(
     scratch: int,
 ) -> None:
     """Write y (batch, T, D). `scratch` holds sixteen floats."""
-    stretches = (T + ROWS - 1) // ROWS
     padded = (D + LANES - 1) // LANES * LANES
-    weight_, spare = floats(weight), floats(scratch)
+    weight_, spare, table = floats(weight), floats(scratch), integers(stretches)
     for task in range(first_task, last_task):
-        b, start = task // stretches, task % stretches * ROWS
-        x_, y_ = floats(x + 4 * b * x_batch), floats(y + 4 * b * y_batch)
-        history_ = floats(history + 4 * b * (K - 1) * D)
-        for t in range(start, min(start + ROWS, T)):
+        row = task * STRETCH
+        b, base, start, end = table[row], table[row + 1], table[row + 2], table[row + 3]
+        x_, y_ = floats(x + 4 * (b * x_batch + base * x_step)), floats(y + 4 * (b * y_batch + base * y_step))
+        history_ = floats(history + 4 * table[row + 5] * (K - 1) * D)
+        for t in range(start, end):
             for d in range(0, D, LANES):
                 lanes = min(LANES, D - d)
                 total = load(floats(bias), d) if bias != 0 else splat(0.0)
                 for k in range(K):
-                    row = _row(x_, x_step, history_, t - K + 1 + k, d, D, K, lanes, spare)
-                    total = fma(load(weight_, k * padded + d), row, total)
+                    past = _row(x_, x_step, history_, t - K + 1 + k, d, D, K, lanes, spare)
+                    total = fma(load(weight_, k * padded + d), past, total)
                 if silu != 0:
                     total = total * sigmoid(total)
                 store_part(y_, t * y_step + d, total, lanes, spare)
@@ -83,8 +89,7 @@ def conv_backward(
     dhistory: int,
     dweight: int,
     silu: int,
-    own: int,
-    T: int,
+    stretches: int,
     D: int,
     K: int,
     first_task: int,
@@ -93,19 +98,21 @@ def conv_backward(
 ) -> None:
     """Write dx, dhistory (batch, K-1, D), and for every task its part of the sums over time, dweight (tasks, K + 1, P).
 
-    The last row of dweight is dbias. Only the first `own` of the T rows are this call's; row t of x meets the outputs t
-    to t + K - 1, so a task first computes g, dL/d(output before the activation), for its own steps and the K - 1 after
-    them. `scratch` holds (ROWS + K) * 16 floats.
+    The last row of dweight is dbias. Row t of x meets the outputs t to t + K - 1, as far as they are seen, so a task
+    first computes g, dL/d(output before the activation), for its own steps and the K - 1 after them. `scratch` holds
+    (ROWS + K) * 16 floats.
     """
-    stretches = (own + ROWS - 1) // ROWS
     padded = (D + LANES - 1) // LANES * LANES
     weight_, g_ = floats(weight), floats(scratch)
     spare = floats(scratch + 4 * LANES * (ROWS + K - 1))
+    table = integers(stretches)
     for task in range(first_task, last_task):
-        b, start = task // stretches, task % stretches * ROWS
-        end = min(start + ROWS, own)
-        dy_, x_, dx_ = floats(dy + 4 * b * dy_batch), floats(x + 4 * b * x_batch), floats(dx + 4 * b * dx_batch)
-        history_, dhistory_ = floats(history + 4 * b * (K - 1) * D), floats(dhistory + 4 * b * (K - 1) * D)
+        row = task * STRETCH
+        b, base, start, end, T = table[row], table[row + 1], table[row + 2], table[row + 3], table[row + 4]
+        dy_ = floats(dy + 4 * (b * dy_batch + base * dy_step))
+        x_, dx_ = floats(x + 4 * (b * x_batch + base * x_step)), floats(dx + 4 * (b * dx_batch + base * dx_step))
+        before = 4 * table[row + 5] * (K - 1) * D
+        history_, dhistory_ = floats(history + before), floats(dhistory + before)
         dweight_ = floats(dweight + 4 * task * (K + 1) * padded)
         for d in range(0, D, LANES):
             lanes = min(LANES, D - d)
@@ -116,8 +123,8 @@ def conv_backward(
                     if silu != 0:
                         total = load(floats(bias), d) if bias != 0 else splat(0.0)
                         for k in range(K):
-                            row = _row(x_, x_step, history_, t - K + 1 + k, d, D, K, lanes, spare)
-                            total = fma(load(weight_, k * padded + d), row, total)
+                            past = _row(x_, x_step, history_, t - K + 1 + k, d, D, K, lanes, spare)
+                            total = fma(load(weight_, k * padded + d), past, total)
                         share = sigmoid(total)
                         g = g * share * fma(total, splat(1.0) - share, splat(1.0))
                 store(g_, (t - start) * LANES, g)
@@ -126,7 +133,7 @@ def conv_backward(
                 for k in range(K):
                     total = fma(load(weight_, k * padded + d), load(g_, (t - start + K - 1 - k) * LANES), total)
                 store_part(dx_, t * dx_step + d, total, lanes, spare)
-            if dhistory != 0 and start == 0:
+            if dhistory != 0 and start == 0 and table[row + 6] != 0:
                 for t in range(1 - K, 0):
                     total = splat(0.0)
                     for later in range(t + K):
@@ -135,8 +142,8 @@ def conv_backward(
             for k in range(K):
                 total = splat(0.0)
                 for t in range(start, end):
-                    row = _row(x_, x_step, history_, t - K + 1 + k, d, D, K, lanes, spare)
-                    total = fma(load(g_, (t - start) * LANES), row, total)
+                    past = _row(x_, x_step, history_, t - K + 1 + k, d, D, K, lanes, spare)
+                    total = fma(load(g_, (t - start) * LANES), past, total)
                 store(dweight_, k * padded + d, total)
             total = splat(0.0)
             for t in range(start, end):

@@ -4,22 +4,45 @@ Inputs of 16 bits are walked in segments, so that their float32 copies stay smal
 added up in an order that depends on the shapes alone: results are the same bits on any number of threads.
 """
 
+import itertools
+
 import torch
 from torch import Tensor
 
 from mamba_seq.kernels._numba import run_kernel, worker_count
-from mamba_seq.kernels._segments import Segment, address, dense, empty, is_last_dense, last_dense, segments, walk, zeros
+from mamba_seq.kernels._segments import (
+    Piece,
+    Segment,
+    address,
+    dense,
+    empty,
+    is_last_dense,
+    last_dense,
+    packed_segments,
+    pieces_of,
+    segments,
+    walk,
+    zeros,
+)
 from mamba_seq.kernels._simd import LANES
 from mamba_seq.kernels.causal_conv1d._cpu_kernels import ROWS, conv_backward, conv_forward, conv_step
 
 _SERIAL_ELEMENTS = 1 << 16
 """B L D below which more threads cost more than they bring."""
 
+_STRETCHES = 8192
+"""Stretches of packed sequences whose partial sums are in memory at a time."""
+
 _F32 = torch.float32
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, initial_state: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None = None,
 ) -> Tensor:
     """Convolve; arguments as `mamba_seq.kernels.causal_conv1d`, checked. Returns y (B, L, D) in x's type."""
     batch, length, channels = x.shape
@@ -28,8 +51,9 @@ def forward(
     y = empty(batch, length, channels, dtype=x.dtype)
     workers = _workers(x)
     scratch = empty(workers, LANES)
-    for part in _parts(x):
-        xs, history = last_dense(part.of(x)), _history(x, initial_state, K, part)
+    for part, pieces in _parts(x, cu_seqlens):
+        xs, history = last_dense(part.of(x)), _history(x, initial_state, K, part, pieces)
+        stretches = _stretches(pieces, [p.steps for p in pieces])
         ys = part.of(y) if y.dtype == _F32 else empty(part.batch, part.steps, channels)
         arguments = (
             *walk(xs),
@@ -38,11 +62,11 @@ def forward(
             address(offset),
             *walk(ys),
             int(activation == "silu"),
-            part.steps,
+            stretches.data_ptr(),
             channels,
             K,
         )
-        run_kernel(conv_forward, arguments, part.batch * -(-part.steps // ROWS), scratch)
+        run_kernel(conv_forward, arguments, len(stretches), scratch)
         if y.dtype != _F32:
             part.of(y).copy_(ys)
     return y
@@ -55,6 +79,7 @@ def backward(
     bias: Tensor | None,
     activation: str | None,
     initial_state: Tensor | None,
+    cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
     """Differentiate `forward`, recomputing what was before the activation.
 
@@ -65,33 +90,38 @@ def backward(
     K = weight.shape[1]
     taps, offset = _over_lanes(weight), _pad(bias)
     dx = empty(batch, length, channels, dtype=x.dtype)
-    dhistory = None if initial_state is None else empty(batch, K - 1, channels)
+    dhistory = None if initial_state is None else empty(len(initial_state), K - 1, channels)
     sums = zeros(K + 1, taps.shape[1])
     workers = _workers(x)
     scratch = empty(workers, (ROWS + K) * LANES)
-    for part in _parts(x):
+    for part, pieces in _parts(x, cu_seqlens):
         ahead = part._replace(t1=min(part.t1 + K - 1, length))  # the outputs that the last rows of this part reach
-        xs, dys, history = last_dense(ahead.of(x)), last_dense(ahead.of(dy)), _history(x, initial_state, K, part)
-        dxs = part.of(dx) if dx.dtype == _F32 else empty(part.batch, part.steps, channels)
-        tasks = part.batch * -(-part.steps // ROWS)
-        dweights = empty(tasks, *sums.shape)
-        arguments = (
-            *walk(dys),
-            *walk(xs),
-            history.data_ptr(),
-            taps.data_ptr(),
-            address(offset),
-            *walk(dxs),
-            0 if dhistory is None or part.t0 else dhistory[part.b0 :].data_ptr(),
-            dweights.data_ptr(),
-            int(activation == "silu"),
-            part.steps,
-            ahead.steps,
-            channels,
-            K,
+        xs, dys, history = (
+            last_dense(ahead.of(x)),
+            last_dense(ahead.of(dy)),
+            _history(x, initial_state, K, part, pieces),
         )
-        run_kernel(conv_backward, arguments, tasks, scratch)
-        sums += dweights.sum(0)
+        dxs = part.of(dx) if dx.dtype == _F32 else empty(part.batch, part.steps, channels)
+        table = _stretches(pieces, _seen(pieces, part, ahead, cu_seqlens))
+        # sequences of a step or two would need as much memory for their sums as for x: these are added up in between
+        for stretches in table.split(max(1, len(table) if cu_seqlens is None else _STRETCHES)):
+            dweights = empty(len(stretches), *sums.shape)
+            arguments = (
+                *walk(dys),
+                *walk(xs),
+                history.data_ptr(),
+                taps.data_ptr(),
+                address(offset),
+                *walk(dxs),
+                0 if dhistory is None else dhistory[pieces[0].sequence :].data_ptr(),
+                dweights.data_ptr(),
+                int(activation == "silu"),
+                stretches.data_ptr(),
+                channels,
+                K,
+            )
+            run_kernel(conv_backward, arguments, len(stretches), scratch)
+            sums += dweights.sum(0)
         if dx.dtype != _F32:
             part.of(dx).copy_(dxs)
     return (
@@ -130,24 +160,50 @@ def causal_conv1d_update(
     return y.to(x.dtype)
 
 
-def _parts(x: Tensor) -> list[Segment]:
-    """Cut x only where it has to be copied."""
+def _parts(x: Tensor, cu_seqlens: Tensor | None) -> list[tuple[Segment, list[Piece]]]:
+    """Cut x only where it has to be copied; every part comes with its pieces of sequences."""
     batch, length, channels = x.shape
-    if is_last_dense(x):
-        return [Segment(0, batch, 0, length)]
-    return segments(batch, length, channels, ROWS)
+    if cu_seqlens is not None and not is_last_dense(x):
+        return packed_segments(cu_seqlens.tolist(), channels, ROWS)
+    if cu_seqlens is not None:
+        bounds = itertools.pairwise(cu_seqlens.tolist())
+        return [(Segment(0, 1, 0, length), [Piece(0, a, b - a, s, 0) for s, (a, b) in enumerate(bounds)])]
+    parts = [Segment(0, batch, 0, length)] if is_last_dense(x) else segments(batch, length, channels, ROWS)
+    return [(part, pieces_of(part)) for part in parts if part.batch]
 
 
-def _history(x: Tensor, initial_state: Tensor | None, K: int, part: Segment) -> Tensor:
-    """Return the K - 1 rows before a part, oldest first, (B, K-1, D) float32."""
-    inside = x[part.b0 : part.b1, max(0, part.t0 - K + 1) : part.t0].to(_F32)
-    missing = K - 1 - inside.shape[1]
-    if not missing:
-        return inside.contiguous()
+def _stretches(pieces: list[Piece], seen: list[int]) -> Tensor:
+    """Return the table of the kernels: every piece cut into stretches of ROWS steps."""
+    whole = torch.tensor([(p.item, p.start, p.steps, p.before == 0) for p in pieces], dtype=torch.int64, device="cpu")
+    counts = (whole[:, 2] + ROWS - 1) // ROWS
+    which = torch.repeat_interleave(counts)
+    starts = (torch.arange(len(which), device="cpu") - (counts.cumsum(0) - counts)[which]) * ROWS
+    ends = torch.minimum(starts + ROWS, whole[which, 2])
+    visible = torch.tensor(seen, dtype=torch.int64, device="cpu")[which]
+    return torch.stack([whole[which, 0], whole[which, 1], starts, ends, visible, which, whole[which, 3]], dim=1)
+
+
+def _seen(pieces: list[Piece], part: Segment, ahead: Segment, cu_seqlens: Tensor | None) -> list[int]:
+    """Return how many steps of every piece's sequence can be read, those after the piece included."""
+    if cu_seqlens is None:
+        return [ahead.steps] * len(pieces)
+    ends = cu_seqlens[1:].tolist()
+    return [min(ends[p.sequence], ahead.t1) - part.t0 - p.start for p in pieces]
+
+
+def _history(x: Tensor, initial_state: Tensor | None, K: int, part: Segment, pieces: list[Piece]) -> Tensor:
+    """Return the K - 1 rows before every piece, oldest first, (pieces, K-1, D) float32."""
+    first, last = pieces[0].sequence, pieces[-1].sequence + 1
     if initial_state is None:
-        return torch.nn.functional.pad(inside, (0, 0, missing, 0))
-    before = initial_state[part.b0 : part.b1, :, K - 1 - missing :].transpose(1, 2).to(_F32)
-    return torch.cat([before, inside], dim=1).contiguous()
+        before = zeros(last - first, K - 1, x.shape[2])
+    else:
+        before = initial_state[first:last].transpose(1, 2).to(_F32)
+    known = min(K - 1, pieces[0].before)  # only pieces that come first in a part have steps of their own before them
+    if not known:
+        return before.contiguous()
+    going_on = sum(p.before > 0 for p in pieces)
+    inside = x[part.b0 : part.b1, part.t0 - known : part.t0].to(_F32)
+    return torch.cat([torch.cat([before[:going_on, known:], inside], dim=1), before[going_on:]]).contiguous()
 
 
 def _over_lanes(weight: Tensor) -> Tensor:

@@ -2,10 +2,11 @@
 
 A backend module (`cpu`, `triton`) offers two functions, without autograd:
 
-    forward(x, weight, bias, activation, initial_state) -> y (B, L, D)
-    backward(dy, x, weight, bias, activation, initial_state)
+    forward(x, weight, bias, activation, initial_state[, cu_seqlens]) -> y (B, L, D)
+    backward(dy, x, weight, bias, activation, initial_state[, cu_seqlens])
         -> dx, dweight, dbias, dinitial_state; None where the input was None
 
+`cu_seqlens` is given only where sequences are packed, to a backend that can (see `__init__.py`).
 The pre-activation is recomputed in the backward pass, so only inputs are kept.
 """
 
@@ -30,12 +31,16 @@ class CausalConv1d(torch.autograd.Function):
         activation: str | None,
         initial_state: Tensor | None,
         backend: str,
+        cu_seqlens: Tensor | None,
     ) -> Tensor:
         """Return y (B, L, D)."""
         ctx.save_for_backward(x, weight, bias, initial_state)
         ctx.activation = activation
         ctx.backend = backend
-        y: Tensor = implementation("causal_conv1d", backend).forward(x, weight, bias, activation, initial_state)
+        ctx.packed = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
+        y: Tensor = implementation("causal_conv1d", backend).forward(
+            x, weight, bias, activation, initial_state, **ctx.packed
+        )
         return y
 
     @staticmethod
@@ -44,6 +49,6 @@ class CausalConv1d(torch.autograd.Function):
         """Return the gradient of every argument of `forward`, in order."""
         x, weight, bias, initial_state = ctx.saved_tensors
         dx, dweight, dbias, dinitial_state = implementation("causal_conv1d", ctx.backend).backward(
-            dy, x, weight, bias, ctx.activation, initial_state
+            dy, x, weight, bias, ctx.activation, initial_state, **ctx.packed
         )
-        return dx, dweight, dbias, None, dinitial_state, None
+        return dx, dweight, dbias, None, dinitial_state, None, None

@@ -15,6 +15,8 @@ from mamba_seq.kernels.selective_scan.step import check_step, unsupported_step
 
 __all__ = ["selective_scan", "selective_state_update"]
 
+COMPILED = ("cpu", "triton")
+
 
 def selective_scan(
     u: Tensor,
@@ -61,16 +63,16 @@ def selective_scan(
         RuntimeError: when a named backend cannot run the case.
     """
     shape = check_selective_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens)
-    reason = _outside_compiled_case(u, A, B, C, shape, cu_seqlens)
-    unsupported: dict[str, str | None] = dict.fromkeys(("cpu", "triton"), reason)
+    unsupported = {backend_: _outside_compiled_case(backend_, u, A, B, C, shape, cu_seqlens) for backend_ in COMPILED}
     chosen = choose_backend("selective_scan", backend, u.device, unsupported)
     arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
     if chosen == "reference" or shape.L == 0:
         y, final_state = selective_scan_reference(*arguments, cu_seqlens)
     else:
-        one_group = (p[:, :, 0] if p.dim() == 4 else p for p in (B, C))
+        one_group = (p[:, :, 0] if p.dim() == 4 and p.shape[2] == 1 else p for p in (B, C))
+        flags = (return_final_state, chosen, cu_seqlens)
         y, final_state = SelectiveScan.apply(
-            u, delta, A, *one_group, D, z, delta_bias, delta_softplus, initial_state, return_final_state, chosen
+            u, delta, A, *one_group, D, z, delta_bias, delta_softplus, initial_state, *flags
         )
     return (y, final_state) if return_final_state else y
 
@@ -121,17 +123,19 @@ def selective_state_update(
 
 
 def _outside_compiled_case(
-    u: Tensor, A: Tensor, B: Tensor, C: Tensor, shape: ScanShape, cu_seqlens: Tensor | None
+    backend: str, u: Tensor, A: Tensor, B: Tensor, C: Tensor, shape: ScanShape, cu_seqlens: Tensor | None
 ) -> str | None:
-    """Say why the compiled implementations cannot run a case of the contract yet, or None."""
-    if A.is_complex():
-        return "complex A runs on the reference only"
-    if shape.G > 1:
-        return f"{shape.G} groups of B and C run on the reference only"
-    if B.dim() == 2 or C.dim() == 2:
-        return "B or C constant over time runs on the reference only"
-    if cu_seqlens is not None:
-        return "packed sequences (cu_seqlens) run on the reference only"
+    """Say why a compiled implementation cannot run a case of the contract yet, or None."""
     if u.dtype == torch.float64:
         return "float64 runs on the reference only"
+    if backend == "cpu":
+        return None
+    if A.is_complex():
+        return "complex A runs on the reference and the CPU only"
+    if shape.G > 1:
+        return f"{shape.G} groups of B and C run on the reference and the CPU only"
+    if B.dim() == 2 or C.dim() == 2:
+        return "B or C constant over time runs on the reference and the CPU only"
+    if cu_seqlens is not None:
+        return "packed sequences (cu_seqlens) run on the reference and the CPU only"
     return None

@@ -2,11 +2,14 @@
 
 A backend module (`cpu`, `triton`) offers two functions, without autograd:
 
-    forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, keep_for_backward)
-        -> y (B, L, D), final_state (B, D, N) float32, saved: tuple of tensors that `backward` wants (chunk states)
-           B and C are (B, L, N) here, and L is at least 1
-    backward(dy, dfinal_state, saved, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
+    forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, keep_for_backward[, cu_seqlens])
+        -> y (B, L, D), final_state in A's type, saved: tuple of tensors that `backward` wants (chunk states)
+           a single group of B and C comes as (B, L, N), and L is at least 1
+    backward(dy, dfinal_state, saved, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state
+             [, cu_seqlens])
         -> du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state; None where the input was None
+
+`cu_seqlens` is given only where sequences are packed, to a backend that can (see `__init__.py`).
 
 Only inputs and the states at chunk starts are kept: everything else is recomputed in the backward pass (Mamba, section
 3.3.2).
@@ -39,12 +42,14 @@ class SelectiveScan(torch.autograd.Function):
         initial_state: Tensor | None,
         return_final_state: bool,
         backend: str,
+        cu_seqlens: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Return y (B, L, D) and the final state (B, D, N)."""
+        """Return y (B, L, D) and the final state (B or S, D, N)."""
         module = implementation("selective_scan", backend)
+        ctx.packed = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
         keep = any(ctx.needs_input_grad)
         y, final_state, saved = module.forward(
-            u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, keep_for_backward=keep
+            u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, keep_for_backward=keep, **ctx.packed
         )
         ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, initial_state, *saved)
         ctx.delta_softplus = delta_softplus
@@ -64,6 +69,19 @@ class SelectiveScan(torch.autograd.Function):
         du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state = implementation(
             "selective_scan", ctx.backend
         ).backward(
-            dy, dfinal_state, tuple(saved), u, delta, A, B, C, D, z, delta_bias, ctx.delta_softplus, initial_state
+            dy,
+            dfinal_state,
+            tuple(saved),
+            u,
+            delta,
+            A,
+            B,
+            C,
+            D,
+            z,
+            delta_bias,
+            ctx.delta_softplus,
+            initial_state,
+            **ctx.packed,
         )
-        return du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, None, dinitial_state, None, None
+        return du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, None, dinitial_state, None, None, None

@@ -1,6 +1,5 @@
 """The single step of the scan: its checks, and who can run it."""
 
-import torch
 from torch import Tensor
 
 from mamba_seq.kernels._checks import FLOATS, check_devices, check_dtype, check_shape, parameter_dtypes
@@ -62,13 +61,13 @@ def _check_projection(name: str, tensor: Tensor, u: Tensor, A: Tensor) -> None:
 
 def unsupported_step(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> dict[str, str | None]:
     """Say, per compiled backend, why it cannot run this step, or None."""
+    if str(u.dtype) == "torch.float64":
+        return dict.fromkeys(("cpu", "triton"), "float64 runs on the reference only")
     reason = None
     if A.is_complex():
-        reason = "complex A runs on the reference only"
+        reason = "complex A runs on the reference and the CPU only"
     elif any(p.dim() == 3 and p.shape[1] > 1 for p in (B, C)):
-        reason = "groups of B and C run on the reference only"
+        reason = "groups of B and C run on the reference and the CPU only"
     elif is_constant(B, u) or is_constant(C, u):
-        reason = "B or C constant over time runs on the reference only"
-    elif u.dtype == torch.float64:
-        reason = "float64 runs on the reference only"
-    return dict.fromkeys(("cpu", "triton"), reason)
+        reason = "B or C constant over time runs on the reference and the CPU only"
+    return {"cpu": None, "triton": reason}

@@ -48,36 +48,54 @@ def packed(arguments: dict[str, Any]) -> dict[str, Any]:
     return arguments | {"cu_seqlens": torch.tensor([0, 2, 6], dtype=torch.int32)}
 
 
-# Calls of the contract that only the reference runs, and the reason it gives. A compiled backend that learns one takes
-# its line away.
-REFERENCE_ONLY: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]], str]] = {
-    "scan-complex": (selective_scan, lambda: scan(complex_A=True), "complex A runs on the reference only"),
-    "scan-groups": (selective_scan, lambda: scan(groups=2), "2 groups of B and C run on the reference only"),
+# Calls of the contract that Triton does not run, and the reason it gives; the CPU kernels do.
+NOT_ON_TRITON: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]], str]] = {
+    "scan-complex": (selective_scan, lambda: scan(complex_A=True), "complex A runs on the reference and the CPU only"),
+    "step-complex": (
+        selective_state_update,
+        lambda: step(complex_A=True),
+        "complex A runs on the reference and the CPU only",
+    ),
+    "scan-groups": (
+        selective_scan,
+        lambda: scan(groups=2),
+        "2 groups of B and C run on the reference and the CPU only",
+    ),
     "scan-constant-B": (
         selective_scan,
         lambda: scan(constant="B"),
-        "B or C constant over time runs on the reference only",
+        "B or C constant over time runs on the reference and the CPU only",
     ),
     "scan-constant-C": (
         selective_scan,
         lambda: scan(constant="C"),
-        "B or C constant over time runs on the reference only",
+        "B or C constant over time runs on the reference and the CPU only",
     ),
     "scan-packed": (
         selective_scan,
         lambda: packed(scan()),
-        "packed sequences (cu_seqlens) run on the reference only",
+        "packed sequences (cu_seqlens) run on the reference and the CPU only",
     ),
-    "scan-float64": (selective_scan, lambda: scan(torch.float64), "float64 runs on the reference only"),
-    "step-complex": (selective_state_update, lambda: step(complex_A=True), "complex A runs on the reference only"),
-    "step-groups": (selective_state_update, lambda: step(groups=2), "groups of B and C run on the reference only"),
+    "step-groups": (
+        selective_state_update,
+        lambda: step(groups=2),
+        "groups of B and C run on the reference and the CPU only",
+    ),
     "step-constant-B": (
         selective_state_update,
         lambda: step(constant="B"),
-        "B or C constant over time runs on the reference only",
+        "B or C constant over time runs on the reference and the CPU only",
     ),
+    "conv-packed": (
+        causal_conv1d,
+        lambda: packed(conv()),
+        "packed sequences (cu_seqlens) run on the reference and the CPU only",
+    ),
+}
+# Calls of the contract that only the reference runs. A compiled backend that learns one takes its line away.
+REFERENCE_ONLY: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]], str]] = {
+    "scan-float64": (selective_scan, lambda: scan(torch.float64), "float64 runs on the reference only"),
     "step-float64": (selective_state_update, lambda: step(torch.float64), "float64 runs on the reference only"),
-    "conv-packed": (causal_conv1d, lambda: packed(conv()), "packed sequences (cu_seqlens) run on the reference only"),
     "conv-float64": (causal_conv1d, lambda: conv(torch.float64), "float64 runs on the reference only"),
     "conv-step-float64": (causal_conv1d_update, lambda: conv_step(torch.float64), "float64 runs on the reference only"),
 }
@@ -106,6 +124,18 @@ def test_a_named_backend_that_cannot_run_says_why(kind: str, backend: str) -> No
     message = f"^{operator.__name__}: backend '{backend}' cannot run this call: {re.escape(reason)}$"
     with pytest.raises(RuntimeError, match=message):
         operator(**given, backend=backend)
+
+
+@pytest.mark.parametrize("kind", NOT_ON_TRITON)
+def test_triton_says_what_only_the_cpu_runs(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    operator, arguments, reason = NOT_ON_TRITON[kind]
+    given = {name: t.cuda() if torch.cuda.is_available() else t for name, t in arguments().items()}
+    message = f"^{operator.__name__}: backend 'triton' cannot run this call: {re.escape(reason)}$"
+    with pytest.raises(RuntimeError, match=message):
+        operator(**given, backend="triton")
+    given = arguments()
+    assert torch.equal(operator(**_fresh(given)), operator(**_fresh(given), backend="cpu"))
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("kind", REFERENCE_ONLY)
