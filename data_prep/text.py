@@ -8,11 +8,20 @@ BLOCK_SIZE = 1 << 20
 LONGEST_LINE = 64 * 1024  # of a header; sequence lines may have any length
 
 _CONTROL = bytes(set(range(32)) - set(b"\t\n\v\f\r\x1b")) + b"\x7f"
+_SAM = (b"HD", b"SQ", b"RG", b"PG", b"CO")
 _BYTE_ORDER_MARKS = (
     (b"\xff\xfe\x00\x00", "UTF-32LE"),
     (b"\x00\x00\xfe\xff", "UTF-32BE"),
     (b"\xff\xfe", "UTF-16LE"),
     (b"\xfe\xff", "UTF-16BE"),
+)
+# what people give in good faith: where it says so, its bytes, its name, what to do
+_CONTAINERS = (
+    (0, b"BAM\1", "a BAM file", "write its reads as FASTA first (samtools fasta)"),
+    (0, b"CRAM", "a CRAM file", "write its reads as FASTA first (samtools fasta)"),
+    *((0, b"@" + kind + b"\t", "a SAM file", "write its reads as FASTA first (samtools fasta)") for kind in _SAM),
+    (257, b"ustar", "a tar archive", "unpack it first (tar -xf)"),
+    (0, b"\x1f\x8b", "compressed twice", "unpack it once first (gzip -dc)"),
 )
 
 
@@ -96,13 +105,17 @@ class TextSource:
                 return block
 
     def _checked_first(self, block: bytes) -> bytes:
+        for place, magic, what, advice in _CONTAINERS:
+            if block.startswith(magic, place):
+                raise NotText(f"{self.name} is {what}, which is not read here; {advice}")
         for mark, encoding in _BYTE_ORDER_MARKS:
             if block.startswith(mark):
                 raise self._wide(encoding)
         if b"\0" in block:
             sample = block[:2000]
-            if sample[1::2].count(0) > 0.4 * len(sample) or sample[0::2].count(0) > 0.4 * len(sample):
-                raise self._wide("UTF-16LE" if sample[1] == 0 else "UTF-16BE")
+            even, odd = sample[0::2].count(0), sample[1::2].count(0)
+            if max(even, odd) > 0.4 * len(sample) and min(even, odd) < 0.05 * len(sample):
+                raise self._wide("UTF-16LE" if odd > even else "UTF-16BE")
             raise self.not_text(f"a NUL byte at byte {block.index(0) + 1}")
         if mostly_control(block):
             raise self.not_text("many control characters")

@@ -1,5 +1,6 @@
 """The readers of FASTA, FASTQ and GenBank: round trips at every block boundary, oddities, refusals, memory."""
 
+import gzip
 import io
 import itertools
 import tracemalloc
@@ -165,6 +166,11 @@ def test_a_record_that_was_passed_says_so() -> None:
         (">a\nACGT\n".encode("utf-16"), NotText, "iconv -f UTF-16"),
         (">a\nACGT\n".encode("utf-16-be"), NotText, "UTF-16BE"),
         (">a\nACGT\n".encode("utf-32"), NotText, "UTF-32"),
+        (b"\x7fELF" + bytes(1000), NotText, "NUL byte at byte 5"),
+        (gzip.compress(b"BAM\1" + bytes(100)), NotText, "BAM file.*samtools fasta"),
+        (b"CRAM\3\0" + bytes(100), NotText, "CRAM file.*samtools fasta"),
+        (b"@HD\tVN:1.6\n@SQ\tSN:chr1\tLN:1000\n", NotText, "SAM file.*samtools fasta"),
+        (gzip.compress(gzip.compress(b">a\nACGT\n")), NotText, "compressed twice"),
         (b"@r\nACGT\n+\nIII\n@s\nA\n+\nI\n", BadRecord, "'r' has 4 bases and 3 qualities"),
         (b"@r\nACGT\n+\nIIIII\n", BadRecord, "'r' has 4 bases and more than 4 qualities"),
         (b"@r\nACGT\n+\nIIII\nACGT\n", BadRecord, "after record 'r'.*'ACGT' came"),
@@ -182,6 +188,13 @@ def test_refusals_say_what_came(tmp_path: Path, content: bytes, error: type[Data
         with pytest.raises(error, match=message) as caught:
             [record.codes() for record in read_sequences(path, block_size=block_size)]
         assert str(path) in str(caught.value)
+
+
+def test_tar_archive_is_known_by_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "genomes.tar.gz"
+    path.write_bytes(gzip.compress(b"genomes/a.fa".ljust(257, b"\0") + b"ustar\0" + bytes(249)))
+    with pytest.raises(NotText, match=r"genomes\.tar\.gz is a tar archive.*tar -xf"):
+        next(read_sequences(path))
 
 
 def test_control_characters_late_in_a_file_are_no_letters() -> None:
