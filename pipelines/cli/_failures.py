@@ -16,7 +16,7 @@ import click
 from mamba_seq.pipelines.cli import _messages
 from mamba_seq.pipelines.cli._shell import Settings
 
-DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_USAGE = 0, 1, 2
 
 
 class Terminated(BaseException):
@@ -29,8 +29,9 @@ class Terminated(BaseException):
 
 def guarded(call: Callable[[], None], settings: Settings) -> int:
     """Run `call` and return the exit code of the process."""
+    came: list[int] = []
     try:
-        with _termination_raises():
+        with _signals_raise(came):
             call()
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -44,15 +45,15 @@ def guarded(call: Callable[[], None], settings: Settings) -> int:
             _tell(f"error: {end.code}", settings)
         return end.code if isinstance(end.code, int) else FAILED if end.code else DONE
     except (KeyboardInterrupt, click.Abort):
-        _tell("interrupted", settings)
-        return INTERRUPTED
+        return _stopped(signal.SIGINT, settings)
     except Terminated as error:
-        _tell(f"stopped by {signal.Signals(error.number).name}", settings)
-        return 128 + error.number
+        return _stopped(error.number, settings)
     except BrokenPipeError:
         _give_up_stdout()
         return FAILED
     except Exception as error:  # the outermost frame: whatever came is told, and nothing is swallowed
+        if came:  # a signal in the middle of an import may surface as any error, numpy's for one
+            return _stopped(came[0], settings)
         if isinstance(error, OSError):
             _give_up_stdout()
         _tell(f"error: {explain(error)}", settings)
@@ -82,6 +83,11 @@ def explain(error: Exception) -> str:
     )
 
 
+def _stopped(number: int, settings: Settings) -> int:
+    _tell("interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}", settings)
+    return 128 + number
+
+
 def _out_of_memory(error: Exception) -> bool:
     torch = sys.modules.get("torch")
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
@@ -107,20 +113,22 @@ def _give_up_stdout() -> None:
 
 
 @contextlib.contextmanager
-def _termination_raises() -> Iterator[None]:
-    """Make SIGTERM and SIGHUP raise, unless the caller (nohup) chose to ignore them."""
+def _signals_raise(came: list[int]) -> Iterator[None]:
+    """Make SIGINT, SIGTERM and SIGHUP raise, unless the caller (nohup) ignores them, and note them in `came`."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Terminated(number)
+        came.append(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
-    taken = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) == signal.SIG_DFL]
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    taken = [number for number, set_to in before.items() if set_to in (signal.SIG_DFL, signal.default_int_handler)]
     for number in taken:
         signal.signal(number, stop)
     try:
         yield
     finally:
         for number in taken:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, before[number])

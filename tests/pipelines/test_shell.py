@@ -222,6 +222,30 @@ sys.exit(guarded(call, Settings()))
 """
 
 
+# what numpy does when Ctrl-C comes while it is imported: another error takes the interrupt's place
+SWALLOWED = """
+import os, sys
+from mamba_seq.pipelines.cli._failures import guarded
+from mamba_seq.pipelines.cli._shell import Settings
+
+def call():
+    try:
+        os.kill(os.getpid(), int(sys.argv[1]))
+        [None for _ in range(1000)]
+    except BaseException:
+        raise AttributeError("module has no attribute") from None
+
+sys.exit(guarded(call, Settings()))
+"""
+
+
+@pytest.mark.parametrize(("name", "words"), [("SIGINT", "interrupted"), ("SIGTERM", "stopped by SIGTERM")])
+def test_signal_that_surfaces_as_another_error(name: str, words: str) -> None:
+    number = int(signal.Signals[name])
+    done = own_process(SWALLOWED, str(number))
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", f"mamba-seq: {words}\n")
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_signals_leave_no_file(tmp_path: Path, name: str) -> None:
     number = signal.Signals[name]
