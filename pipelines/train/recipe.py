@@ -128,7 +128,13 @@ def recipe_parser() -> "ArgumentParser":
     """Build the parser that reads a recipe and its dotted overrides."""
     from jsonargparse import ActionConfigFile, ArgumentParser
 
-    parser = ArgumentParser(prog="mamba-seq train RECIPE -o RUN", description="Fields of a recipe, all overridable.")
+    # without a usage of its own, every mistake would be told below a page of all fields
+    parser = ArgumentParser(
+        prog="mamba-seq train",
+        usage="mamba-seq train RECIPE -o RUN [--FIELD VALUE]...\n"
+        "'mamba-seq train RECIPE -o RUN --print_config' shows every field and its value.",
+        description="Fields of a recipe, all overridable.",
+    )
     parser.add_argument(
         "--config", action=ActionConfigFile, help="a further YAML file whose fields override the recipe's"
     )
