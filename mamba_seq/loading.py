@@ -73,11 +73,10 @@ def locate(model: str | Path, pickles: bool = False) -> Path:
     Raises:
         UnknownModelError: when it is neither.
     """
-    folder = Path(model)
-    if folder.is_dir():
+    folder, name = Path(model), str(model)
+    if name and folder.is_dir():  # Path("") is the folder one is in
         return folder
-    name = str(model)
-    if folder.exists():
+    if name and folder.exists():
         raise UnknownModelError(f"no model {name!r}: it is a file, expected the folder of a saved model")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UnknownModelError(f"no model {name!r}: it is not a folder, and not a hub id of the form owner/name")

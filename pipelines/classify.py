@@ -232,9 +232,10 @@ class _InvalidRecords:
     def judge(self) -> None:
         """At the end of the file, warn of its invalid records; refuse it when there is no other."""
         if self._records and self._invalid == self._records:
+            all_of_them = "its only record" if self._records == 1 else f"each of its {self._records:,} records"
             raise DataError(
-                f"{self._source} holds no DNA: each of its {_counted(self._records, 'record')} has letters that are no "
-                f"DNA code ({self._first[0]}); is it a protein file?"
+                f"{self._source} holds no DNA: {all_of_them} has letters that are no DNA code ({self._first[0]}); "
+                "is it a protein file?"
             )
         for text in self._first:
             log.warning("%s: %s, which is no DNA code; its row says invalid", self._source, text)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from mamba_seq import models_zoo
 from mamba_seq.errors import ModelError
 from mamba_seq.heads import LanguageModel, SequenceClassifier
 from mamba_seq.interop import KINDS, export_hf, export_mamba_ssm
-from mamba_seq.loading import locate, open_model
+from mamba_seq.loading import open_model
 from mamba_seq.pipelines.errors import OutputError
+from mamba_seq.pipelines.models import locate_model
 from mamba_seq.saving import CARD_FILE
 
 log = logging.getLogger("mamba_seq.pipelines")
@@ -39,9 +39,9 @@ def convert(source: str, folder: Path, kind: str) -> Path:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         what = "is not empty" if folder.is_dir() else "is a file"
         raise OutputError(f"cannot convert to {folder}: it {what}, expected a new or empty folder")
-    found = models_zoo.path(source) if source in models_zoo.names() else locate(source, pickles=True)
+    found = locate_model(source, pickles=True)
     model, dtype = open_model(found, name=source, unpickle=True)
-    target = folder.absolute()
+    target = folder.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name[:60]}.", suffix=".part") as beside:
         written = _write(model, Path(beside) / "model", kind, dtype)

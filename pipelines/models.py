@@ -35,8 +35,12 @@ def load_model(spec: str, device: "torch.device | str") -> "SequenceClassifier":
     return model  # type: ignore[return-value]
 
 
-def locate_model(spec: str) -> Path:
+def locate_model(spec: str, pickles: bool = False) -> Path:
     """Return the folder of the model that `-m` names, fetching a hub model that is not on this machine yet.
+
+    Args:
+        spec: a zoo name, the folder of a saved model, or a hub id.
+        pickles: fetch a hub model's pytorch_model.bin too.
 
     Raises:
         UnknownModelError: when there is no such model; the message lists the zoo.
@@ -47,7 +51,7 @@ def locate_model(spec: str) -> Path:
     if spec in known:
         return models_zoo.path(spec)
     try:
-        return locate(spec)
+        return locate(spec, pickles)
     except UnknownModelError as error:
         raise UnknownModelError(f"{error}; {suggest_model(spec, known)}") from error
 
@@ -57,5 +61,5 @@ def suggest_model(spec: str, known: list[str]) -> str:
     if not known:
         return "the zoo holds no model"
     close = difflib.get_close_matches(spec, known, n=1)
-    meant = f"did you mean {close[0]!r}? " if close else ""
-    return f"{meant}The zoo holds {', '.join(known)}"
+    names = ", ".join(known)
+    return f"did you mean {close[0]!r}? The zoo holds {names}" if close else f"the zoo holds {names}"

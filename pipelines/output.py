@@ -62,6 +62,8 @@ def check_output(target: str, inputs: tuple[str, ...] = ()) -> None:
     Raises:
         OutputError: with what to do about it.
     """
+    if not target:
+        raise OutputError("the name of the output is empty; name a file, or - for standard output")
     if target == STDOUT:
         if sys.stdout is None:
             raise OutputError("standard output is closed; name a file with -o")

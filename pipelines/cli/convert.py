@@ -21,8 +21,9 @@ from mamba_seq.pipelines.cli._shell import Command
 def convert(source: str, folder: Path, kind: str) -> None:
     """Convert the Mamba model IN into the folder DIR, which must be empty or new.
 
-    IN is a folder or a Hugging Face hub id: a model of mamba-seq, of transformers (MambaForCausalLM) or of mamba_ssm. A
-    pytorch_model.bin is read for its tensors alone; nothing in it is run. Weights keep the precision that they have.
+    IN is a zoo name, a folder or a Hugging Face hub id: a model of mamba-seq, of transformers (MambaForCausalLM) or of
+    mamba_ssm. A pytorch_model.bin is read for its tensors alone; nothing in it is run. Weights keep the precision that
+    they have.
     """
     from mamba_seq.pipelines.convert import convert as run
 

@@ -57,10 +57,11 @@ def export(name: str, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         what = "is not empty" if folder.is_dir() else "is a file"
         raise OutputError(f"cannot export to {folder}: it {what}, expected a new or empty folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part") as beside:
+    target = folder.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name[:60]}.", suffix=".part") as beside:
         copy = Path(shutil.copytree(source, Path(beside) / "model"))
-        copy.replace(folder)
+        copy.replace(target)
     click.echo(folder)
 
 

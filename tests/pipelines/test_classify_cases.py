@@ -44,6 +44,7 @@ REFUSED = {
     "empty gzip": (gzip.compress(b""), "is empty"),
     "UTF-16": (FASTA.decode().encode("utf-16"), "iconv"),
     "zip": (b"PK\x03\x04" + bytes(50), "zip archive"),
+    "one protein": (b">p1\nMEEPQSDPSV\n", "its only record has letters"),
     "protein": (b">p1\nMEEPQSDPSV\n>p2\nMFLIPLE\n", "is it a protein file?"),
 }
 

@@ -51,9 +51,9 @@ def test_zoo_name_comes_before_a_folder(zoo: Path, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.usefixtures("zoo")
-@pytest.mark.parametrize("spec", ["tiny.oen", "./nowhere", "nowhere/at/all"])
+@pytest.mark.parametrize("spec", ["tiny.oen", "./nowhere", "nowhere/at/all", ""])
 def test_unknown_model_names_those_that_are_known(spec: str) -> None:
-    with pytest.raises(UnknownModelError, match=r"no model .*The zoo holds tiny\.one, tiny\.two") as error:
+    with pytest.raises(UnknownModelError, match=r"no model .*[Tt]he zoo holds tiny\.one, tiny\.two") as error:
         load_model(spec, "cpu")
     assert ("did you mean 'tiny.one'?" in str(error.value)) == (spec == "tiny.oen")
 
@@ -134,7 +134,9 @@ def test_list_show_and_export(run: Any, zoo: Path, tmp_path: Path) -> None:
     assert result.code == 1
     assert "is not empty, expected a new or empty folder" in result.err
     (tmp_path / "empty").mkdir()
-    assert run("zoo", "export", "tiny.two", tmp_path / "empty").code == 0
+    (tmp_path / "link").symlink_to("empty")
+    assert run("zoo", "export", "tiny.two", tmp_path / "link").code == 0
+    assert (tmp_path / "empty" / "config.json").is_file()
 
 
 def test_every_released_model_is_listed_and_can_be_shown(run: Any) -> None:

@@ -133,6 +133,8 @@ def test_refusals_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     source.write_text(">a\nA\n")
     with pytest.raises(OutputError, match="it is a folder"):
         check_output(str(tmp_path))
+    with pytest.raises(OutputError, match="the name of the output is empty"):
+        check_output("")
     with pytest.raises(OutputError, match=r"there is no folder .*mkdir -p"):
         check_output(str(tmp_path / "missing" / "out.tsv"))
     with pytest.raises(OutputError, match="it is also an input"):
