@@ -17,6 +17,8 @@ from mamba_seq.pipelines.cli import _messages
 from mamba_seq.pipelines.cli._shell import Settings
 
 DONE, FAILED, WRONG_USAGE = 0, 1, 2
+PAUSE = 0.05
+"""Seconds between two looks at whether the import is over that a signal came into."""
 
 
 class Terminated(BaseException):
@@ -121,7 +123,20 @@ def _signals_raise(came: list[int]) -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         came.append(number)
-        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+        # cut short, an import of torch aborts the process; a second signal does not wait
+        if len(came) == 1 and _importing(frame) and signal.getsignal(signal.SIGALRM) == signal.SIG_DFL:
+            signal.signal(signal.SIGALRM, look_again)
+            signal.setitimer(signal.ITIMER_REAL, PAUSE, PAUSE)
+        else:
+            raise_first()
+
+    def look_again(number: int, frame: FrameType | None) -> None:
+        if not _importing(frame):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise_first()
+
+    def raise_first() -> None:
+        raise KeyboardInterrupt if came[0] == signal.SIGINT else Terminated(came[0])
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     taken = [number for number, set_to in before.items() if set_to in (signal.SIG_DFL, signal.default_int_handler)]
@@ -130,5 +145,14 @@ def _signals_raise(came: list[int]) -> Iterator[None]:
     try:
         yield
     finally:
+        if signal.getsignal(signal.SIGALRM) is look_again:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
         for number in taken:
             signal.signal(number, before[number])
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None

@@ -246,6 +246,37 @@ def test_signal_that_surfaces_as_another_error(name: str, words: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", f"mamba-seq: {words}\n")
 
 
+# ends with 9 when the signal cuts it short
+IMPORTED = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.{name})
+    [None for _ in range(1000)]
+except BaseException:
+    os._exit(9)
+"""
+IMPORTING = """
+import sys, time
+from mamba_seq.pipelines.cli._failures import guarded
+from mamba_seq.pipelines.cli._shell import Settings
+
+def call():
+    sys.path.insert(0, sys.argv[1])
+    import imported
+    time.sleep(30)
+
+sys.exit(guarded(call, Settings()))
+"""
+
+
+@pytest.mark.parametrize(("name", "words"), [("SIGINT", "interrupted"), ("SIGTERM", "stopped by SIGTERM")])
+def test_signal_waits_for_the_end_of_an_import(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "imported.py").write_text(IMPORTED.format(name=name))
+    done = own_process(IMPORTING, str(tmp_path))
+    expected = (128 + int(signal.Signals[name]), "", f"mamba-seq: {words}\n")
+    assert (done.returncode, done.stdout, done.stderr) == expected
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_signals_leave_no_file(tmp_path: Path, name: str) -> None:
     number = signal.Signals[name]
