@@ -50,17 +50,21 @@ def parameter_dtypes(u: Tensor) -> tuple[torch.dtype, torch.dtype]:
     return (torch.float64, torch.complex128) if u.dtype == torch.float64 else (torch.float32, torch.complex64)
 
 
-def check_cu_seqlens(cu_seqlens: Tensor, name: str, B: int, L: int) -> int:
-    """Check packed-sequence boundaries of the input `name` (B, L, D) and return the number of sequences S."""
+def check_cu_seqlens(cu_seqlens: Tensor, name: str, B: int) -> int:
+    """Check shape and type of packed-sequence boundaries of the input `name` (B, L, D); return their number S."""
     check_dtype("cu_seqlens", cu_seqlens, (torch.int32,))
     if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 2:
         raise ValueError(f"cu_seqlens has shape {tuple(cu_seqlens.shape)}, expected (S+1,) with S of at least 1")
     if B != 1:
         raise ValueError(f"cu_seqlens needs batch 1, but {name} has batch {B}: lay the sequences end to end along L")
+    return cu_seqlens.shape[0] - 1
+
+
+def check_boundaries(cu_seqlens: Tensor, L: int) -> None:
+    """Raise ValueError unless the values of `cu_seqlens` cut L steps; they are read, so never while tracing."""
     bounds = cu_seqlens.tolist()
     if bounds[0] != 0 or bounds[-1] != L or any(a >= b for a, b in itertools.pairwise(bounds)):
         raise ValueError(f"cu_seqlens must increase strictly from 0 to L = {L}, got {bounds[:8]}")
-    return len(bounds) - 1
 
 
 def check_selective_scan(
@@ -94,7 +98,7 @@ def check_selective_scan(
         if tensor is not None:
             check_shape(name, tensor, (channels,), "(D,)")
             check_dtype(name, tensor, (real,))
-    sequences = batch if cu_seqlens is None else check_cu_seqlens(cu_seqlens, "u", batch, length)
+    sequences = batch if cu_seqlens is None else check_cu_seqlens(cu_seqlens, "u", batch)
     if initial_state is not None:
         letters = "(B, D, N)" if cu_seqlens is None else "(S, D, N)"
         check_shape("initial_state", initial_state, (sequences, channels, n_state), letters)
@@ -140,7 +144,7 @@ def check_causal_conv1d(
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, L, D)")
     check_taps(x, weight, bias, activation)
     batch, length, channels = x.shape
-    sequences = batch if cu_seqlens is None else check_cu_seqlens(cu_seqlens, "x", batch, length)
+    sequences = batch if cu_seqlens is None else check_cu_seqlens(cu_seqlens, "x", batch)
     if initial_state is not None:
         letters = "(B, D, K-1)" if cu_seqlens is None else "(S, D, K-1)"
         check_shape("initial_state", initial_state, (sequences, channels, weight.shape[1] - 1), letters)

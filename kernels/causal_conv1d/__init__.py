@@ -1,23 +1,26 @@
 """The short causal convolution in front of the scan: depthwise, looking back K - 1 steps.
 
-Read `reference.py` first. `cpu.py` (Numba) and `triton.py` compute the same; `function.py` binds them to autograd.
+Read `reference.py` first. `cpu.py` (Numba) and `triton.py` compute the same; `function.py` binds them to autograd,
+`library.py` to torch.library.
 """
 
 import torch
 from torch import Tensor
 
-from mamba_seq.kernels._checks import check_causal_conv1d, check_devices, check_dtype, check_shape, check_taps
-from mamba_seq.kernels._dispatch import choose_backend, implementation
-from mamba_seq.kernels.causal_conv1d.function import CausalConv1d
-from mamba_seq.kernels.causal_conv1d.reference import (
-    causal_conv1d_reference,
-    causal_conv1d_update_reference,
-    last_inputs,
+from mamba_seq.kernels._checks import (
+    check_boundaries,
+    check_causal_conv1d,
+    check_devices,
+    check_dtype,
+    check_shape,
+    check_taps,
 )
+from mamba_seq.kernels._library import is_traced
+from mamba_seq.kernels.causal_conv1d.function import CausalConv1d, choose
+from mamba_seq.kernels.causal_conv1d.library import CONV, UPDATE, update
+from mamba_seq.kernels.causal_conv1d.reference import causal_conv1d_reference, last_inputs
 
 __all__ = ["causal_conv1d", "causal_conv1d_update"]
-
-COMPILED = ("cpu", "triton")
 
 
 def causal_conv1d(
@@ -51,12 +54,15 @@ def causal_conv1d(
         RuntimeError: when a named backend cannot run the case.
     """
     check_causal_conv1d(x, weight, bias, activation, initial_state, cu_seqlens)
-    unsupported = {backend_: _outside_compiled_case(backend_, x, cu_seqlens) for backend_ in COMPILED}
-    chosen = choose_backend("causal_conv1d", backend, x.device, unsupported)
-    if chosen == "reference" or x.shape[1] == 0:
-        y = causal_conv1d_reference(x, weight, bias, activation, initial_state, cu_seqlens)
+    arguments = (x, weight, bias, activation, initial_state, cu_seqlens)
+    if is_traced():
+        y = CONV(*arguments, backend)
     else:
-        y = CausalConv1d.apply(x, weight, bias, activation, initial_state, chosen, cu_seqlens)
+        if cu_seqlens is not None:
+            check_boundaries(cu_seqlens, x.shape[1])
+        chosen = choose("causal_conv1d", backend, x, cu_seqlens)
+        plain = chosen == "reference" or x.shape[1] == 0
+        y = causal_conv1d_reference(*arguments) if plain else CausalConv1d.apply(*arguments, chosen)
     return (y, last_inputs(x, weight.shape[1], initial_state, cu_seqlens)) if return_final_state else y
 
 
@@ -92,18 +98,5 @@ def causal_conv1d_update(
     check_dtype("state", state, (x.dtype,))
     check_shape("state", state, (*x.shape, weight.shape[1] - 1), "(B, D, K-1)")
     check_devices("x", x.device, state=state, weight=weight, bias=bias)
-    unsupported = {backend_: _outside_compiled_case(backend_, x, None) for backend_ in COMPILED}
-    chosen = choose_backend("causal_conv1d_update", backend, x.device, unsupported)
-    if chosen == "reference":
-        return causal_conv1d_update_reference(x, state, weight, bias, activation)
-    y: Tensor = implementation("causal_conv1d", chosen).causal_conv1d_update(x, state, weight, bias, activation)
-    return y
-
-
-def _outside_compiled_case(backend: str, x: Tensor, cu_seqlens: Tensor | None) -> str | None:
-    """Say why a compiled implementation cannot run a case of the contract yet, or None."""
-    if x.dtype == torch.float64:
-        return "float64 runs on the reference only"
-    if cu_seqlens is not None and backend != "cpu":
-        return "packed sequences (cu_seqlens) run on the reference and the CPU only"
-    return None
+    step = UPDATE if is_traced() else update
+    return step(x, state, weight, bias, activation, backend)

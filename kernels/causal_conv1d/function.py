@@ -6,49 +6,99 @@ A backend module (`cpu`, `triton`) offers two functions, without autograd:
     backward(dy, x, weight, bias, activation, initial_state[, cu_seqlens])
         -> dx, dweight, dbias, dinitial_state; None where the input was None
 
-`cu_seqlens` is given only where sequences are packed, to a backend that can (see `__init__.py`).
-The pre-activation is recomputed in the backward pass, so only inputs are kept.
+`cu_seqlens` is given only where sequences are packed, to a backend that can (see `outside_compiled_case`).
+The pre-activation is recomputed in the backward pass, so only inputs are kept. `library.py` makes torch.library
+operators of the same functions.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mamba_seq.kernels._dispatch import implementation
+from mamba_seq.kernels._dispatch import choose_backend, implementation
+
+COMPILED = ("cpu", "triton")
+
+
+def choose(op: str, backend: str | None, x: Tensor, cu_seqlens: Tensor | None) -> str:
+    """Return the backend that runs a call of `op`; raise RuntimeError where a named one cannot."""
+    unsupported = {name: outside_compiled_case(name, x, cu_seqlens) for name in COMPILED}
+    return choose_backend(op, backend, x.device, unsupported)
+
+
+def outside_compiled_case(backend: str, x: Tensor, cu_seqlens: Tensor | None) -> str | None:
+    """Say why a compiled implementation cannot run a case of the contract yet, or None."""
+    if x.dtype == torch.float64:
+        return "float64 runs on the reference only"
+    if cu_seqlens is not None and backend != "cpu":
+        return "packed sequences (cu_seqlens) run on the reference and the CPU only"
+    return None
+
+
+def run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    backend: str,
+) -> Tensor:
+    """Convolve on a compiled backend, y (B, L, D); without the final state, which is a slice of the input."""
+    y: Tensor = implementation("causal_conv1d", backend).forward(
+        x, weight, bias, activation, initial_state, **_packed(cu_seqlens)
+    )
+    return y
+
+
+def run_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    backend: str,
+) -> list[Tensor]:
+    """Return the gradients of the tensors that `run` was given, in order, none for those that were None."""
+    gradients = implementation("causal_conv1d", backend).backward(
+        dy, x, weight, bias, activation, initial_state, **_packed(cu_seqlens)
+    )
+    return [g for g in gradients if g is not None]
+
+
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Keep the arguments of `run`."""
+    x, weight, bias, activation, initial_state, cu_seqlens, backend = inputs
+    ctx.save_for_backward(x, weight, bias, initial_state, cu_seqlens)
+    ctx.activation = activation
+    ctx.backend = backend
+
+
+def differentiate(through: Callable[..., list[Tensor]], ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradient of every argument of `run`, computed by `through`, which takes what `run_backward` takes."""
+    x, weight, bias, initial_state, cu_seqlens = ctx.saved_tensors
+    found = iter(through(dy, x, weight, bias, ctx.activation, initial_state, cu_seqlens, ctx.backend))
+    dx, dweight, dbias, dinitial_state = (None if t is None else next(found) for t in (x, weight, bias, initial_state))
+    return dx, dweight, dbias, None, dinitial_state, None, None
 
 
 class CausalConv1d(torch.autograd.Function):
-    """`causal_conv1d` on a compiled backend, without the final state (that is a slice of the input)."""
+    """`run` with its gradient."""
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        activation: str | None,
-        initial_state: Tensor | None,
-        backend: str,
-        cu_seqlens: Tensor | None,
-    ) -> Tensor:
-        """Return y (B, L, D)."""
-        ctx.save_for_backward(x, weight, bias, initial_state)
-        ctx.activation = activation
-        ctx.backend = backend
-        ctx.packed = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
-        y: Tensor = implementation("causal_conv1d", backend).forward(
-            x, weight, bias, activation, initial_state, **ctx.packed
-        )
-        return y
+    forward = staticmethod(run)
+    setup_context = staticmethod(setup_context)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient of every argument of `forward`, in order."""
-        x, weight, bias, initial_state = ctx.saved_tensors
-        dx, dweight, dbias, dinitial_state = implementation("causal_conv1d", ctx.backend).backward(
-            dy, x, weight, bias, ctx.activation, initial_state, **ctx.packed
-        )
-        return dx, dweight, dbias, None, dinitial_state, None, None
+        """Return the gradient of every argument of `run`."""
+        return differentiate(run_backward, ctx, dy)
+
+
+def _packed(cu_seqlens: Tensor | None) -> dict[str, Tensor]:
+    return {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}

@@ -216,6 +216,15 @@ def backward(
     )
 
 
+def kept_shapes(u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None) -> list[tuple[int, ...]]:
+    """Return the shapes of what `forward` keeps."""
+    batch, length, channels = u.shape
+    groups = max(x.shape[2] if x.dim() == 4 else 1 for x in (B, C))
+    blocks = groups * -(-(channels // groups) // LANES)
+    chunks = -(-length // CHUNK) if cu_seqlens is None else length // CHUNK + cu_seqlens.shape[0] - 1
+    return [(batch, blocks, chunks, A.shape[1] * (2 if A.is_complex() else 1), LANES)]
+
+
 def selective_state_update(
     state: Tensor,
     u: Tensor,
@@ -331,7 +340,8 @@ class _Plan(NamedTuple):
             return cls(batch, length, groups, width, states, rows, None, chunks, [b * apart for b in range(batch)])
         bounds = cu_seqlens.tolist()
         counts = [-(-(end - start) // CHUNK) for start, end in itertools.pairwise(bounds)]
-        *places, chunks = itertools.accumulate(counts, initial=0)
+        places = [0, *itertools.accumulate(counts[:-1])]
+        chunks = length // CHUNK + len(counts)  # as many as there can be: the shape must not depend on the boundaries
         return cls(batch, length, groups, width, states, rows, bounds, chunks, places)
 
     @property

@@ -1,87 +1,172 @@
 """Autograd around the compiled scans: what is kept from forward to backward, and which module computes each.
 
-A backend module (`cpu`, `triton`) offers two functions, without autograd:
+A backend module (`cpu`, `triton`) offers functions without autograd:
 
     forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, keep_for_backward[, cu_seqlens])
-        -> y (B, L, D), final_state in A's type, saved: tuple of tensors that `backward` wants (chunk states)
+        -> y (B, L, D), final_state in A's type, saved: tuple of float32 tensors that `backward` wants (chunk states)
            a single group of B and C comes as (B, L, N), and L is at least 1
     backward(dy, dfinal_state, saved, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state
              [, cu_seqlens])
         -> du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state; None where the input was None
+    kept_shapes(u, A, B, C, cu_seqlens) -> the shapes of `saved`, told from the arguments' shapes alone. A module may
+           lack it: in a compiled program its backward pass then runs the forward pass again
 
-`cu_seqlens` is given only where sequences are packed, to a backend that can (see `__init__.py`).
+`cu_seqlens` is given only where sequences are packed, to a backend that can (see `outside_compiled_case`).
 
 Only inputs and the states at chunk starts are kept: everything else is recomputed in the backward pass (Mamba, section
-3.3.2).
+3.3.2). `library.py` makes torch.library operators of the same functions.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mamba_seq.kernels._dispatch import implementation
+from mamba_seq.kernels._dispatch import choose_backend, implementation
+
+COMPILED = ("cpu", "triton")
+
+
+def choose(backend: str | None, u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None) -> str:
+    """Return the backend that runs a scan; raise RuntimeError where a named one cannot."""
+    unsupported = {name: outside_compiled_case(name, u, A, B, C, cu_seqlens) for name in COMPILED}
+    return choose_backend("selective_scan", backend, u.device, unsupported)
+
+
+def outside_compiled_case(
+    backend: str, u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None
+) -> str | None:
+    """Say why a compiled implementation cannot run a case of the contract yet, or None."""
+    if u.dtype == torch.float64:
+        return "float64 runs on the reference only"
+    if backend == "cpu":
+        return None
+    if A.is_complex():
+        return "complex A runs on the reference and the CPU only"
+    groups = max(p.shape[2] if p.dim() == 4 else 1 for p in (B, C))
+    if groups > 1:
+        return f"{groups} groups of B and C run on the reference and the CPU only"
+    if B.dim() == 2 or C.dim() == 2:
+        return "B or C constant over time runs on the reference and the CPU only"
+    if cu_seqlens is not None:
+        return "packed sequences (cu_seqlens) run on the reference and the CPU only"
+    return None
+
+
+def run(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    backend: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Run a scan on a compiled backend: y, the final state, and what is kept for the backward pass."""
+    y, final_state, kept = implementation("selective_scan", backend).forward(
+        u,
+        delta,
+        A,
+        without_one_group(B),
+        without_one_group(C),
+        D,
+        z,
+        delta_bias,
+        delta_softplus,
+        initial_state,
+        keep_for_backward=keep,
+        **_packed(cu_seqlens),
+    )
+    return y, final_state, list(kept)
+
+
+def run_backward(
+    dy: Tensor,
+    dfinal_state: Tensor | None,
+    kept: list[Tensor],
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    backend: str,
+) -> list[Tensor]:
+    """Return the gradients of the tensors that `run` was given, in order, none for those that were None."""
+    du, ddelta, dA, dB, dC, *others = implementation("selective_scan", backend).backward(
+        dy,
+        dfinal_state,
+        tuple(kept),
+        u,
+        delta,
+        A,
+        without_one_group(B),
+        without_one_group(C),
+        D,
+        z,
+        delta_bias,
+        delta_softplus,
+        initial_state,
+        **_packed(cu_seqlens),
+    )
+    return [du, ddelta, dA, dB.view(B.shape), dC.view(C.shape), *(g for g in others if g is not None)]
+
+
+def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, list[Tensor]]) -> None:
+    """Keep the arguments of `run`, and what it kept."""
+    *tensors, delta_softplus, initial_state, cu_seqlens, backend, _ = inputs
+    kept = output[2]
+    ctx.save_for_backward(*tensors, initial_state, cu_seqlens, *kept)
+    ctx.mark_non_differentiable(*kept)
+    ctx.set_materialize_grads(False)
+    ctx.delta_softplus = delta_softplus
+    ctx.backend = backend
+
+
+def differentiate(
+    through: Callable[..., list[Tensor]], ctx: Any, dy: Tensor | None, dfinal_state: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """Return the gradient of every argument of `run`, computed by `through`, which takes what `run_backward` takes."""
+    *tensors, initial_state, cu_seqlens = ctx.saved_tensors[:10]
+    kept = list(ctx.saved_tensors[10:])
+    dy = torch.zeros_like(tensors[0]) if dy is None else dy
+    found = iter(
+        through(dy, dfinal_state, kept, *tensors, ctx.delta_softplus, initial_state, cu_seqlens, ctx.backend)
+    )
+    gradients = [None if t is None else next(found) for t in (*tensors, initial_state)]
+    return *gradients[:-1], None, gradients[-1], None, None, None
 
 
 class SelectiveScan(torch.autograd.Function):
-    """`selective_scan` on a compiled backend."""
+    """`run` with its gradient."""
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        u: Tensor,
-        delta: Tensor,
-        A: Tensor,
-        B: Tensor,
-        C: Tensor,
-        D: Tensor | None,
-        z: Tensor | None,
-        delta_bias: Tensor | None,
-        delta_softplus: bool,
-        initial_state: Tensor | None,
-        return_final_state: bool,
-        backend: str,
-        cu_seqlens: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return y (B, L, D) and the final state (B or S, D, N)."""
-        module = implementation("selective_scan", backend)
-        ctx.packed = {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
-        keep = any(ctx.needs_input_grad)
-        y, final_state, saved = module.forward(
-            u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, keep_for_backward=keep, **ctx.packed
-        )
-        ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, initial_state, *saved)
-        ctx.delta_softplus = delta_softplus
-        ctx.backend = backend
-        ctx.set_materialize_grads(False)
-        if not return_final_state:
-            ctx.mark_non_differentiable(final_state)
-        return y, final_state
+    forward = staticmethod(run)
+    setup_context = staticmethod(setup_context)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor | None, dfinal_state: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Return the gradient of every argument of `forward`, in order."""
-        u, delta, A, B, C, D, z, delta_bias, initial_state, *saved = ctx.saved_tensors
-        if dy is None:
-            dy = torch.zeros_like(u)
-        du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state = implementation(
-            "selective_scan", ctx.backend
-        ).backward(
-            dy,
-            dfinal_state,
-            tuple(saved),
-            u,
-            delta,
-            A,
-            B,
-            C,
-            D,
-            z,
-            delta_bias,
-            ctx.delta_softplus,
-            initial_state,
-            **ctx.packed,
-        )
-        return du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, None, dinitial_state, None, None, None
+    def backward(ctx: Any, dy: Tensor | None, dfinal_state: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        """Return the gradient of every argument of `run`."""
+        return differentiate(run_backward, ctx, dy, dfinal_state)
+
+
+def without_one_group(parameter: Tensor) -> Tensor:
+    """Return a B or C of a single group as (B, L, N), others as they are."""
+    return parameter[:, :, 0] if parameter.dim() == 4 and parameter.shape[2] == 1 else parameter
+
+
+def _packed(cu_seqlens: Tensor | None) -> dict[str, Tensor]:
+    return {} if cu_seqlens is None else {"cu_seqlens": cu_seqlens}
