@@ -143,7 +143,7 @@ def check_causal_conv1d(
     if x.dim() != 3:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (B, L, D)")
     check_taps(x, weight, bias, activation)
-    batch, length, channels = x.shape
+    batch, _, channels = x.shape
     sequences = batch if cu_seqlens is None else check_cu_seqlens(cu_seqlens, "x", batch)
     if initial_state is not None:
         letters = "(B, D, K-1)" if cu_seqlens is None else "(S, D, K-1)"

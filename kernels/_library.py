@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 NAMESPACE = "mamba_seq"
 
@@ -35,17 +36,10 @@ def define(
     return operator
 
 
-def differentiable(
-    name: str, setup_context: Callable[..., None], backward: Callable[..., Any], backward_name: str
-) -> None:
-    """Give operator `name` its gradient, computed by operator `backward_name`, which has none of its own."""
-
-    def refuse(*_: Any) -> None:
-        raise RuntimeError(f"{name} is differentiable twice on the reference only: pass backend='reference', not compiled")
-
-    register = torch.library.register_autograd
-    register(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
-    register(f"{NAMESPACE}::{backward_name}", refuse, lib=_LIBRARY)
+def differentiable(name: str, setup_context: Callable[..., None], formula: Callable[..., Any]) -> None:
+    """Give operator `name` its gradient; the formula calls an operator without one, so there is no second."""
+    once: Callable[..., Any] = once_differentiable(formula)
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", once, setup_context=setup_context, lib=_LIBRARY)
 
 
 def is_traced() -> bool:
@@ -63,11 +57,12 @@ def gradients_of(
 ) -> list[Tensor]:
     """Return the gradient of every input given, zero where nothing reaches it; in an operator, by autograd."""
     reached = [(out, up) for out, up in zip(outputs, upstream, strict=True) if up is not None and out.requires_grad]
-    leaves = [t for t in inputs if t is not None]
-    if not reached:
-        return [torch.zeros_like(t) for t in leaves]
     found = torch.autograd.grad(
-        [out for out, _ in reached], leaves, [up for _, up in reached], allow_unused=True, materialize_grads=True
+        [out for out, _ in reached],
+        [t for t in inputs if t is not None],
+        [up for _, up in reached],
+        allow_unused=True,
+        materialize_grads=True,
     )
     return [g.contiguous() for g in found]
 

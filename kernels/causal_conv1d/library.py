@@ -56,8 +56,8 @@ def _conv_backward(
     chosen = _chosen(backend, x, cu_seqlens)
     if chosen == REFERENCE:
         with torch.enable_grad():
-            leaves = as_leaves(x, weight, bias, initial_state)
-            y = causal_conv1d_reference(*leaves[:3], activation, leaves[3], cu_seqlens)  # type: ignore[arg-type]
+            leaves: list[Any] = as_leaves(x, weight, bias, initial_state)
+            y = causal_conv1d_reference(*leaves[:3], activation, leaves[3], cu_seqlens)
         return gradients_of([y], [dy], leaves)
     found = run_backward(dy, x, weight, bias, activation, initial_state, cu_seqlens, chosen)
     return [g.contiguous() for g in found]
@@ -103,4 +103,4 @@ def _formula(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return differentiate(CONV_BACKWARD, ctx, dy)
 
 
-differentiable("causal_conv1d", setup_context, _formula, "causal_conv1d_backward")
+differentiable("causal_conv1d", setup_context, _formula)

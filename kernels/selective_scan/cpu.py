@@ -80,6 +80,8 @@ def forward(
     state = _state_over_lanes(initial_state, plan)
     y = empty(batch, length, channels, dtype=u.dtype)
     kept = empty(*plan.kept_shape) if keep_for_backward else None
+    if kept is not None and plan.bounds is not None:
+        kept[:, :, plan.used :] = 0  # nobody reads it, but the same call returns the same
     workers = _workers(batch * length * channels * rows)
     scratch = empty(workers, COMPLEX_SCRATCH if plan.is_complex else SCRATCH)
 
@@ -324,6 +326,8 @@ class _Plan(NamedTuple):
     """Real numbers of a channel's state."""
     bounds: list[int] | None
     chunks: int
+    used: int
+    """How many of the chunks there are: with packed sequences, room is made for as many as there could be."""
     places: list[int]
     """Where the chunks of every sequence begin, for block 0."""
 
@@ -337,12 +341,14 @@ class _Plan(NamedTuple):
         if cu_seqlens is None:
             chunks = -(-length // CHUNK)
             apart = groups * -(-width // LANES) * chunks
-            return cls(batch, length, groups, width, states, rows, None, chunks, [b * apart for b in range(batch)])
+            return cls(
+                batch, length, groups, width, states, rows, None, chunks, chunks, [b * apart for b in range(batch)]
+            )
         bounds = cu_seqlens.tolist()
         counts = [-(-(end - start) // CHUNK) for start, end in itertools.pairwise(bounds)]
-        places = [0, *itertools.accumulate(counts[:-1])]
-        chunks = length // CHUNK + len(counts)  # as many as there can be: the shape must not depend on the boundaries
-        return cls(batch, length, groups, width, states, rows, bounds, chunks, places)
+        *places, used = itertools.accumulate(counts, initial=0)
+        chunks = length // CHUNK + len(counts)  # the shape must not depend on where the boundaries are
+        return cls(batch, length, groups, width, states, rows, bounds, chunks, used, places)
 
     @property
     def is_complex(self) -> bool:

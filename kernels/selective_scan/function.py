@@ -143,9 +143,7 @@ def differentiate(
     *tensors, initial_state, cu_seqlens = ctx.saved_tensors[:10]
     kept = list(ctx.saved_tensors[10:])
     dy = torch.zeros_like(tensors[0]) if dy is None else dy
-    found = iter(
-        through(dy, dfinal_state, kept, *tensors, ctx.delta_softplus, initial_state, cu_seqlens, ctx.backend)
-    )
+    found = iter(through(dy, dfinal_state, kept, *tensors, ctx.delta_softplus, initial_state, cu_seqlens, ctx.backend))
     gradients = [None if t is None else next(found) for t in (*tensors, initial_state)]
     return *gradients[:-1], None, gradients[-1], None, None, None
 

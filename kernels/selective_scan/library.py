@@ -90,8 +90,8 @@ def _scan_backward(
     chosen = _chosen(backend, u, A, B, C, cu_seqlens)
     if chosen == REFERENCE:
         with torch.enable_grad():
-            leaves = as_leaves(*tensors, initial_state)
-            outputs = selective_scan_reference(*leaves[:-1], delta_softplus, leaves[-1], cu_seqlens)  # type: ignore[arg-type]
+            leaves: list[Any] = as_leaves(*tensors, initial_state)
+            outputs = selective_scan_reference(*leaves[:-1], delta_softplus, leaves[-1], cu_seqlens)
         return gradients_of(outputs, (dy, dfinal_state), leaves)
     arguments = (*tensors, delta_softplus, initial_state, cu_seqlens, chosen)
     if not kept:
@@ -152,4 +152,4 @@ def _formula(ctx: Any, dy: Tensor | None, dfinal_state: Tensor | None, _: Any) -
     return differentiate(SCAN_BACKWARD, ctx, dy, dfinal_state)
 
 
-differentiable("selective_scan", setup_context, _formula, "selective_scan_backward")
+differentiable("selective_scan", setup_context, _formula)

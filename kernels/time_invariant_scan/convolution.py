@@ -135,6 +135,9 @@ def split_length(length: int, batch: int) -> tuple[int, int]:
 
     Products with a batch have a table of J entries for each of its items and one of T: T is as large as all of those.
     """
+    if _is_symbolic(length * batch):
+        size = _power_of_two(length * batch, power=2)
+        return -(-length // size), size
     size = math.isqrt(max(length * batch - 1, 0)) + 1
     size = min(size, length) if length else 1
     return -(-length // size), size
@@ -142,6 +145,8 @@ def split_length(length: int, batch: int) -> tuple[int, int]:
 
 def fast_transform_size(least: int) -> int:
     """Return the smallest size of at least `least` without prime factors above 5, which transforms are fast for."""
+    if _is_symbolic(least):
+        return _power_of_two(least)
     best = 1 << (least - 1).bit_length()
     five = 1
     while five < best:
@@ -151,3 +156,23 @@ def fast_transform_size(least: int) -> int:
             odd *= 3
         five *= 5
     return best
+
+
+def _power_of_two(least: int, power: int = 1) -> int:
+    """Return the smallest power of two whose own power `power` is at least `least`; comparisons alone, for guards."""
+    found = 1
+    while found**power < least:
+        found *= 2
+    return found
+
+
+def _is_symbolic(size: int) -> bool:
+    """Tell whether a program is being compiled for many values of `size`: sizes made from it are then powers of two.
+
+    An exact one would be compiled anew for every length, one of these serves all up to twice or four times as long.
+    """
+    if not torch.compiler.is_compiling():
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return not has_static_value(size)
