@@ -56,8 +56,9 @@ def _conv_backward(
     chosen = _chosen(backend, x, cu_seqlens)
     if chosen == REFERENCE:
         with torch.enable_grad():
-            leaves: list[Any] = as_leaves(x, weight, bias, initial_state)
-            y = causal_conv1d_reference(*leaves[:3], activation, leaves[3], cu_seqlens)
+            leaves = as_leaves(x, weight, bias, initial_state)
+            again: list[Any] = [*leaves[:-1], activation, leaves[-1], cu_seqlens]
+            y = causal_conv1d_reference(*again)
         return gradients_of([y], [dy], leaves)
     found = run_backward(dy, x, weight, bias, activation, initial_state, cu_seqlens, chosen)
     return [g.contiguous() for g in found]

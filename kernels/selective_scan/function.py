@@ -151,8 +151,12 @@ def differentiate(
 class SelectiveScan(torch.autograd.Function):
     """`run` with its gradient."""
 
-    forward = staticmethod(run)
-    setup_context = staticmethod(setup_context)
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Return what `run` does. A `setup_context` of its own would make torch inspect signatures at every call."""
+        output = run(*inputs)
+        setup_context(ctx, inputs, output)
+        return output
 
     @staticmethod
     @once_differentiable

@@ -90,8 +90,9 @@ def _scan_backward(
     chosen = _chosen(backend, u, A, B, C, cu_seqlens)
     if chosen == REFERENCE:
         with torch.enable_grad():
-            leaves: list[Any] = as_leaves(*tensors, initial_state)
-            outputs = selective_scan_reference(*leaves[:-1], delta_softplus, leaves[-1], cu_seqlens)
+            leaves = as_leaves(*tensors, initial_state)
+            again: list[Any] = [*leaves[:-1], delta_softplus, leaves[-1], cu_seqlens]
+            outputs = selective_scan_reference(*again)
         return gradients_of(outputs, (dy, dfinal_state), leaves)
     arguments = (*tensors, delta_softplus, initial_state, cu_seqlens, chosen)
     if not kept:
