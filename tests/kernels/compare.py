@@ -40,7 +40,7 @@ def assert_close(
     found = []
     for name, expected in want.items():
         tolerance = tolerances if isinstance(tolerances, Tolerance) else tolerances[name]
-        message = _difference(got.get(name), expected.detach(), tolerance)
+        message = difference(got.get(name), expected.detach(), tolerance)
         if message:
             found.append(f"{name}: {message}")
     if found:
@@ -74,7 +74,7 @@ def to_double(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-def _difference(got: Tensor | None, want: Tensor, tolerance: Tolerance) -> str | None:
+def difference(got: Tensor | None, want: Tensor, tolerance: Tolerance) -> str | None:
     if got is None:
         return "missing"
     if got.shape != want.shape:
