@@ -1,9 +1,11 @@
 """Hold the scan and the convolution on a GPU to a float64 oracle: a part of the published grid, and what it leaves out.
 
-    PYTHONPATH=. python benchmarks/gpu_conformance.py [--cases 1500] [--device cuda] [--seconds LIMIT] [--workers N]
+    PYTHONPATH=. python benchmarks/gpu_conformance.py [--cases 1500] [--variants 120] [--device cuda] [--seconds LIMIT]
+        [--workers N] [--output FOLDER]
 
 Cases of the grid are stratified: every pair of values of its factors is among them, and lengths, types, real and
-complex come equally often. Every output, state and gradient is compared by name. All runs are on memory that was filled
+complex come equally often. They are of `--variants` sets of switches and types, each of which is compiled, at all
+lengths. Every output, state and gradient is compared by name. All runs are on memory that was filled
 with NaN before. First, `--workers` processes run a case of every variant of the kernels, so that these are compiled in
 parallel into Triton's cache; with `--seconds` no new case starts after that time, and the rows say how many ran.
 
@@ -11,8 +13,10 @@ parallel into Triton's cache; with `--seconds` no new case starts after that tim
 """
 
 import argparse
+import contextlib
 import csv
 import datetime
+import functools
 import importlib.metadata
 import itertools
 import multiprocessing
@@ -32,7 +36,7 @@ import torch
 from torch import Tensor
 
 from mamba_seq.kernels import causal_conv1d, selective_scan
-from tests.kernels.compare import Tolerance
+from tests.kernels.compare import Tolerance, one_thread
 from tests.kernels.oracle import parallel_scan
 from tests.kernels.published_grid import (
     MEASURED,
@@ -77,14 +81,15 @@ def main(arguments: list[str] | None = None) -> int:
     began = time.monotonic()
     deadline = began + (asked.seconds or float("inf"))
     backend = "triton" if asked.device == "cuda" else "cpu"
-    cases = stratified(asked.cases)
+    cases = stratified(asked.cases, variants=asked.variants)
     if asked.device == "cuda" and asked.workers > 1:
-        compile_in_parallel(cases, asked.workers, deadline)
+        compile_in_parallel(cases, asked.workers, began + 0.6 * (asked.seconds or float("inf")))
         print(f"compiled in {time.monotonic() - began:.0f} s", flush=True)
     grid = (grid_check(case, backend, asked.device) for case in cases)
     checks = [*special_checks(backend, asked.device), *grid]  # the specials first: a time limit cuts the grid
     results, ran = [], 0
-    with poisoned_memory():
+    threads = contextlib.nullcontext() if asked.device == "cuda" else one_thread()
+    with poisoned_memory(), threads:
         for check in checks:
             if time.monotonic() > deadline:
                 break
@@ -95,13 +100,19 @@ def main(arguments: list[str] | None = None) -> int:
     show(rows)
     failed = sum(any(e.message for e in found.values()) for _, found in results)
     print(f"{ran} of {len(checks)} cases ran, {ran - failed} passed, {failed} failed; {time.monotonic() - began:.0f} s")
-    return 1 if failed else 0
+    return 1 if failed or not ran else 0
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--cases", type=int, default=1500, help="how many of the grid's 12,480 cases")
+    parser.add_argument(
+        "--variants",
+        type=int,
+        default=120,
+        help="of how many of the 480 sets of switches and types (a compilation each)",
+    )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--seconds", type=float, help="start no case after this time")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that compile kernels")
@@ -137,13 +148,11 @@ def special_checks(backend: str, device: str) -> Iterator[Check]:
         state = inputs.get("initial_state")
         state = inputs["A"].new_zeros((len(inputs["u"]), *inputs["A"].shape)) if state is None else state
         upstream = [torch.randn_like(inputs["u"]), torch.randn_like(state)]
-        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in options.items()}
-        return Check(
-            group,
-            factors,
-            factors,
-            lambda: compare_with_oracle(inputs, upstream, dtype, backend, device, delta_softplus=True, **moved),
-        )
+        options = {k: v.to(device) for k, v in options.items()} | {"delta_softplus": True}
+        # a state that turns by several radians a step cancels more in its sums than those of the grid
+        wider = 4 if inputs["A"].is_complex() else 1
+        run = functools.partial(compare_with_oracle, inputs, upstream, dtype, backend, device, wider=wider, **options)
+        return Check(group, factors, factors, run)
 
     long = 131_073 if gpu else 2049
     for complex_A, kind in ((False, "real"), (True, "complex")):
@@ -154,16 +163,16 @@ def special_checks(backend: str, device: str) -> Iterator[Check]:
         for dtype in ("fp32", "fp16", "bf16"):
             yield scan("one base", f"L 1, {kind}, {dtype}", draw(1, complex_A=complex_A, dtype=dtype), dtype)
             for name, cut in (("1,000 boundaries", many_boundaries()), ("every step a sequence", list(range(66)))):
-                inputs = draw(cut[-1], 18, 8, 1, sequences=len(cut) - 1, complex_A=complex_A, dtype=dtype)
+                inputs = draw(cut[-1], 4, 8, 1, sequences=len(cut) - 1, complex_A=complex_A, dtype=dtype)
                 yield scan(name, f"L {cut[-1]}, {kind}, {dtype}", inputs, dtype, cu_seqlens=boundaries(cut))
     for layout in (transposed, sliced, split_of_a_projection):
         for length in (63, 372):
             name = layout.__name__.replace("_", " ")
-            inputs = {k: layout(t.to(device)) for k, t in draw(length, D=40, N=16).items()}
+            inputs = {k: layout(t.to(device)) for k, t in draw(length, D=40, N=4).items()}
             yield scan("non-contiguous", f"{name}, L {length}", inputs)
-    for case in stratified(12, seed=2):
+    for case in stratified(12, seed=2) if gpu else stratified(4, seed=2, longest=512):
         yield Check("ten runs the same", "to the bit", str(case), lambda case=case: ten_runs(case, backend, device))
-    for length in (2**17, 2**20 + 1) if gpu else (2**12,):
+    for length in (2**17, 2**20 + 1) if gpu else (2**11,):
         yield Check(
             "near-constant state",
             "error over that of a serial float32 loop",
@@ -220,7 +229,7 @@ def near_constant(length: int, backend: str, device: str) -> dict[str, Error]:
     theirs = errors(serial, {k: v.detach() for k, v in truth.items()}, WITHIN)
     found = {}
     for name, error in ours.items():
-        limit = theirs[name].relative
+        limit = 1.1 * theirs[name].relative  # a tenth is chance: which roundings meet at the largest error
         worse = not error.relative <= limit
         message = f"relative error {error.relative:.2e}, a serial loop has {limit:.2e}" if worse else None
         found[name] = Error(error.relative, error.absolute, Tolerance(0, 0, limit), message)
@@ -282,7 +291,7 @@ def compile_in_parallel(cases: list[GridCase], workers: int, deadline: float) ->
     """Run cases of every variant in processes that share Triton's cache; results are not looked at here."""
     variants: dict[tuple[Any, ...], dict[tuple[bool, bool], GridCase]] = defaultdict(dict)
     for case in cases:  # lengths that 16 divides, and those cut into chunks, are compiled apart
-        variants[case._replace(L=0, final=False)][case.L % 16 == 0, case.L > 128] = case
+        variants[case.variant()][case.L % 16 == 0, case.L > 128] = case
     tasks = [list(lengths.values()) for lengths in variants.values()]
     print(f"compiling {len(tasks)} variants of the kernels in {workers} processes", flush=True)
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:

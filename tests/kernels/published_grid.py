@@ -10,6 +10,7 @@ import random
 import zlib
 from collections import defaultdict
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -35,10 +36,11 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "groups": (1, 2),
 }
 
-# Errors to the largest element of a tensor. Of float32 tensors: about one and a half times the largest of all 12,480
-# cases on the CPU kernels. Sums over the whole batch and length may cancel, those of dA and ddelta_bias most.
+# Errors to the largest element of a tensor. Of float32 tensors: 1e-5, which all 12,480 cases keep to on the CPU kernels
+# but for sums over batch and length that nearly cancel; there about one and a half times the largest error of any case.
 MEASURED = dict.fromkeys(("y", "final_state", "du", "ddelta", "dB", "dC", "dD", "dz", "dinitial_state"), 1e-5)
-MEASURED |= {"dA": 4e-5, "ddelta_bias": 4e-5}
+MEASURED |= {"dA": 1e-4, "ddelta_bias": 5e-4}
+CONSTANT = 3e-5  # of B and C constant over time, whose gradients are such sums too
 # Of 16-bit tensors: a little more than half a unit in the last place, which one rounding costs.
 ROUNDED = {"fp16": 6e-4, "bf16": 4.5e-3}
 
@@ -58,6 +60,10 @@ class GridCase(NamedTuple):
     variable_C: bool
     groups: int
 
+    def variant(self) -> "GridCase":
+        """Return the case without what needs no kernel of its own."""
+        return self._replace(L=0, final=False)
+
     def __str__(self) -> str:
         on = [name for name in ("final", "bias", "softplus", "z", "D") if getattr(self, name)]
         on += [f"constant_{p}" for p in "BC" if not getattr(self, f"variable_{p}")]
@@ -65,39 +71,52 @@ class GridCase(NamedTuple):
         return "-".join([f"L{self.L}", kind, self.dtype, *(["groups2"] if self.groups == 2 else []), *on])
 
 
+@cache
 def whole_grid() -> list[GridCase]:
     """Return every valid combination."""
     cases = (GridCase(*values) for values in itertools.product(*FACTORS.values()))
     return [case for case in cases if case.groups == 1 or (case.variable_B and case.variable_C)]
 
 
-def stratified(n: int, seed: int = 0, longest: int = 4096) -> list[GridCase]:
+def stratified(n: int, seed: int = 0, longest: int = 4096, variants: int | None = None) -> list[GridCase]:
     """Return n cases of at most `longest` steps: first those that cover every pair of values, then evenly the rest.
 
     "Evenly" is over length, type, and real or complex; inside such a stratum cases come in random order, none twice.
+    With `variants` the cases are of no more sets of switches and types than that, which cover every pair as well.
     """
     draw = random.Random(seed)
-    pool = [case for case in whole_grid() if case.L <= longest]
-    missing = set().union(*(_pairs(case) for case in pool))
-    chosen: dict[GridCase, None] = {}
-    while missing and len(chosen) < n:
-        best = max(draw.sample(pool, min(200, len(pool))), key=lambda case: len(_pairs(case) & missing))
-        if found := _pairs(best) & missing:
-            chosen[best] = None
-            missing -= found
-        else:  # a rare pair: look at everything
-            chosen[max(pool, key=lambda case: len(_pairs(case) & missing))] = None
-            missing -= _pairs(next(reversed(chosen)))
+    pool = [case for case in whole_grid() if longest >= case.L]
+    if variants is not None:
+        kinds = list(dict.fromkeys(case.variant() for case in pool))
+        cover = _covering(kinds, variants, draw)
+        cover += draw.sample([kind for kind in kinds if kind not in cover], min(variants, len(kinds)) - len(cover))
+        among = set(cover)
+        pool = [case for case in pool if case.variant() in among]
+    chosen = dict.fromkeys(_covering(pool, n, draw))
     strata: dict[tuple[Any, ...], list[GridCase]] = defaultdict(list)
     for case in draw.sample(pool, len(pool)):
         if case not in chosen:
             strata[case[:3]].append(case)
     evenly = itertools.chain.from_iterable(itertools.zip_longest(*draw.sample(list(strata.values()), len(strata))))
-    return [*chosen, *itertools.islice((case for case in evenly if case is not None), max(0, n - len(chosen)))][:n]
+    return [*chosen, *itertools.islice((case for case in evenly if case is not None), max(0, n - len(chosen)))]
 
 
-def _pairs(case: GridCase) -> set[tuple[int, Any, int, Any]]:
-    return {(i, case[i], j, case[j]) for i, j in itertools.combinations(range(len(case)), 2)}
+def _covering(pool: list[GridCase], n: int, draw: random.Random) -> list[GridCase]:
+    """Return at most n cases that together hold every pair of values in `pool`, or as many as they can."""
+    missing = set[tuple[int, Any, int, Any]]().union(*(_pairs(case) for case in pool))
+    chosen: list[GridCase] = []
+    while missing and len(chosen) < n:
+        best = max(draw.sample(pool, min(200, len(pool))), key=lambda case: len(_pairs(case) & missing))
+        if not _pairs(best) & missing:  # a rare pair: look at everything
+            best = max(pool, key=lambda case: len(_pairs(case) & missing))
+        chosen.append(best)
+        missing -= _pairs(best)
+    return chosen
+
+
+@cache
+def _pairs(case: GridCase) -> frozenset[tuple[int, Any, int, Any]]:
+    return frozenset((i, case[i], j, case[j]) for i, j in itertools.combinations(range(len(case)), 2))
 
 
 def draw_case(case: GridCase) -> tuple[Inputs, list[Tensor]]:
@@ -147,9 +166,18 @@ def run_case(case: GridCase, backend: str | None, device: str = "cpu") -> dict[s
 
 
 def compare_with_oracle(
-    inputs: Inputs, upstream: list[Tensor], dtype: str, backend: str | None, device: str, **options: Any
+    inputs: Inputs,
+    upstream: list[Tensor],
+    dtype: str,
+    backend: str | None,
+    device: str,
+    wider: float = 1,
+    **options: Any,
 ) -> dict[str, Error]:
-    """Run the scan and the oracle on the same numbers; `upstream` holds the gradient of y, maybe of the state."""
+    """Run the scan and the oracle on the same numbers; `upstream` holds the gradient of y, maybe of the state.
+
+    `wider` multiplies what is allowed of the largest error of a float32 tensor.
+    """
     moved = {name: t if t is None else t.to(device) for name, t in inputs.items()}
     above = [t.to(device) for t in upstream]
     exact = {name: t if t is None else to_double(t) for name, t in moved.items()}
@@ -159,7 +187,11 @@ def compare_with_oracle(
         return selective_scan(**arguments, return_final_state=True, backend=backend)
 
     got = gradients_by_name(scan, moved, above, **options)
-    return errors(got, want, allowed(dtype, moved))
+    tolerances = allowed(dtype, moved)
+    for name, t in tolerances.items():
+        if t.scaled not in ROUNDED.values():
+            tolerances[name] = t._replace(scaled=wider * t.scaled)
+    return errors(got, want, tolerances)
 
 
 def gradients_by_name(
@@ -170,9 +202,7 @@ def gradients_by_name(
     results = function(**leaves, **options)
     outputs = {name: results[i] for i, name in enumerate(("y", "final_state")[: len(upstream)])}
     found = torch.autograd.grad(list(outputs.values()), list(leaves.values()), upstream)
-    return {k: t.detach() for k, t in outputs.items()} | {
-        f"d{k}": g for k, g in zip(leaves, found, strict=True)
-    }
+    return {k: t.detach() for k, t in outputs.items()} | {f"d{k}": g for k, g in zip(leaves, found, strict=True)}
 
 
 def errors(
@@ -210,7 +240,8 @@ def allowed(dtype: str, inputs: Inputs) -> dict[str, Tolerance]:
     constant = "".join(name for name in "BC" if (p := inputs[name]) is not None and p.dim() == 2)
     kept = {"final_state", "dA", "dD", "ddelta_bias", "dinitial_state", *(f"d{name}" for name in constant)}
     kept |= {"dB", "dC"} if A.is_complex() else set()  # what stays float32 beside 16-bit inputs
+    measured = MEASURED | {f"d{name}": CONSTANT for name in constant}
     return {
-        name: Tolerance(*outer, MEASURED[name] if dtype == "fp32" or name in kept else ROUNDED[dtype])
+        name: Tolerance(*outer, measured[name] if dtype == "fp32" or name in kept else ROUNDED[dtype])
         for name, outer in published(dtype, z is not None, constant).items()
     }

@@ -5,6 +5,7 @@ In float32 on the CPU kernels to 1e-5 of the largest element of a tensor, in flo
 """
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mamba_seq.kernels.selective_scan import selective_scan, selective_state_update
-from tests.kernels.compare import Tolerance, assert_close, to_double
+from tests.kernels.compare import Tolerance, assert_close, one_thread, to_double
 from tests.kernels.test_cpu_contract import boundaries, draw
 
 OVER_TIME = ("u", "delta", "z", "B", "C")
@@ -25,6 +26,12 @@ pytestmark = [
     pytest.mark.parametrize("complex_A", [False, True], ids=["real", "complex"]),
     pytest.mark.parametrize("kind", ["plain", "groups", "constant"]),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 def leaves_of(backend: str, complex_A: bool, kind: str, **sizes: int) -> Leaves:
