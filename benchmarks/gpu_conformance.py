@@ -39,7 +39,6 @@ from mamba_seq.kernels import causal_conv1d, selective_scan
 from tests.kernels.compare import Tolerance, one_thread
 from tests.kernels.oracle import parallel_scan
 from tests.kernels.published_grid import (
-    MEASURED,
     Error,
     GridCase,
     compare_with_oracle,
@@ -49,6 +48,7 @@ from tests.kernels.published_grid import (
     run_case,
     stratified,
 )
+from tests.kernels.scan_cases import BF16
 from tests.kernels.test_causal_conv1d import ACTIVATIONS, PARAMETERS
 from tests.kernels.test_cpu_contract import boundaries, draw
 from tests.kernels.test_selective_scan_contract import sliced, split_of_a_projection, transposed
@@ -283,8 +283,9 @@ def convolution(K: int, dtype: str, backend: str, device: str) -> dict[str, Erro
 
 def huge() -> dict[str, Error]:
     """Run the test of offsets beyond 32 bits, which compares the end of a huge input with itself run alone."""
+    torch.cuda.empty_cache()
     check_huge()
-    return {"du, ddelta, dB, dC": Error(0.0, 0.0, Tolerance(0, 0, MEASURED["du"]), None)}
+    return {"du, ddelta, dB, dC": Error(float("nan"), float("nan"), Tolerance(*BF16["du"]), None)}  # it passed
 
 
 def compile_in_parallel(cases: list[GridCase], workers: int, deadline: float) -> None:
@@ -306,9 +307,9 @@ def run_quietly(task: tuple[list[GridCase], float]) -> None:
         if time.monotonic() > deadline:
             return
         inputs, upstream = draw_case(case)
-        moved = {name: t if t is None else t.cuda() for name, t in inputs.items()}
         options = {"delta_softplus": case.softplus, "return_final_state": True, "backend": "triton"}
         try:
+            moved = {name: t if t is None else t.cuda() for name, t in inputs.items()}
             gradients_by_name(selective_scan, moved, [t.cuda() for t in upstream], **options)
         except Exception as problem:
             print(f"{case}: {type(problem).__name__} while compiling", flush=True)

@@ -19,7 +19,7 @@ from mamba_seq.kernels import (
     time_invariant_scan,
 )
 from mamba_seq.kernels._dispatch import implementation
-from tests.kernels.compare import Tolerance, assert_close
+from tests.kernels.compare import Tolerance, assert_close, one_thread
 from tests.kernels.test_cpu_contract import boundaries, draw
 
 OPERATORS = torch.ops.mamba_seq
@@ -31,7 +31,8 @@ Arguments = dict[str, Any]
 @pytest.fixture(autouse=True)
 def _nothing_compiled() -> Iterator[None]:
     torch._dynamo.reset()
-    yield
+    with one_thread():
+        yield
     torch._dynamo.reset()
 
 
@@ -139,7 +140,7 @@ def test_opcheck_of_steps(backend: str) -> None:
     torch.library.opcheck(operator, positional(operator, step, backend=backend))
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", [pytest.param(c, marks=pytest.mark.gpu) if "triton" in c else c for c in CALLS])
 def test_one_graph_for_every_length(call: str) -> None:
     """What is compiled for one length serves others, and gives what a plain call gives, gradients included."""
     function, arguments, backend = CALLS[call]
@@ -153,16 +154,16 @@ def test_one_graph_for_every_length(call: str) -> None:
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize(("complex_A", "lengths"), [(False, (200, 190, 250)), (True, (200,))], ids=["real", "complex"])
+@pytest.mark.parametrize(("complex_A", "lengths"), [(False, (200, 250)), (True, (200,))], ids=["real", "complex"])
 def test_time_invariant_scan(complex_A: bool, lengths: tuple[int, ...]) -> None:
-    """Static and dynamic; one graph serves all lengths that take transforms and tables of the same sizes."""
+    """Static when complex, else one graph for all lengths with transforms and tables of the same sizes."""
     counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(time_invariant_scan, fullgraph=True, backend=counter)
+    compiled = torch.compile(time_invariant_scan, fullgraph=True, backend=counter, dynamic=not complex_A)
     close = Tolerance(1e-4, 1e-4, 1e-5)
     for L in lengths:
         given = time_invariant_arguments(L, complex_A)
         assert_close(with_gradients(compiled, given), with_gradients(time_invariant_scan, given), close)
-    assert counter.frame_count == min(2, len(lengths))  # of one length, then of many
+    assert counter.frame_count == 1
 
 
 @pytest.mark.parametrize("name", ["selective_scan", "causal_conv1d"])
@@ -247,23 +248,23 @@ def test_steps_compiled() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # inductor's own
-def test_with_inductor() -> None:
+def test_with_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
     """The compiler that torch.compile takes by default, with something of its own around the operators."""
 
-    def run(x: Tensor, conv: Arguments, scan: Arguments) -> Tensor:
-        u = causal_conv1d(2 * x, **conv)
-        return selective_scan(u * u, **scan).square()
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no pool of processes for a kernel or two
 
-    conv, scan = conv_arguments(63), scan_arguments(63)
-    x = conv.pop("x")
-    scan.pop("u")
-    leaves = [x, conv["weight"], scan["A"], scan["initial_state"]]
+    def run(x: Tensor, scan: Arguments) -> Tensor:
+        return selective_scan(x * x, **scan)
+
+    scan = scan_arguments(63)
+    x = scan.pop("u")
+    leaves = [x, scan["A"], scan["initial_state"]]
     results = []
     for function in (run, torch.compile(run, fullgraph=True)):
-        y = function(x, conv, scan)
-        results.append([y, *torch.autograd.grad(y.sum(), leaves)])
-    names = ("y", "dx", "dweight", "dA", "dstate")
-    got, want = (dict(zip(names, r, strict=True)) for r in reversed(results))
+        y = function(x, scan)
+        results.append([y, *torch.autograd.grad(y, leaves, torch.ones_like(y))])
+    names = ("y", "dx", "dA", "dstate")
+    want, got = (dict(zip(names, r, strict=True)) for r in results)
     assert_close(got, want, Tolerance(1e-5, 1e-5, 1e-5))
 
 
