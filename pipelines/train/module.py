@@ -1,7 +1,7 @@
 """The training step: cross-entropy over labels, AdamW, and accuracy by length on the validation windows."""
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -34,7 +34,8 @@ class ClassifierTraining(L.LightningModule):
         self.log_every = log_every
         self.seed = seed
         config = model.config
-        self.next_token = nn.Linear(config.backbone.d_model, config.vocab_size) if optim.next_token_weight else None
+        tokens = cast("int", config.vocab_size)  # a recipe's data are DNA
+        self.next_token = nn.Linear(config.backbone.d_model, tokens) if optim.next_token_weight else None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch: cross-entropy over labels, and over next tokens if the recipe wants it."""

@@ -63,7 +63,7 @@ class TestClassifier:
         model = make_classifier(pooling)
         logits, state = model.step(torch.zeros(2, dtype=torch.long), model.allocate_state(2))
         assert not logits.requires_grad
-        assert not state.pooled.requires_grad
+        assert not state.pooled.vector.requires_grad
 
     def test_a_whole_sequence_allocates_no_state_of_the_backbone(
         self, make_classifier: Make, pooling: str, monkeypatch: pytest.MonkeyPatch
