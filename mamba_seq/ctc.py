@@ -89,5 +89,7 @@ def check_outputs(log_probabilities: Tensor) -> None:
 def _add(
     beams: dict[tuple[int, ...], tuple[float, float]], prefix: tuple[int, ...], blank: float, symbol: float
 ) -> None:
+    if blank == symbol == -math.inf:
+        return  # no path leads there, such as to a repeated symbol with no blank before it
     before = beams.get(prefix, (-math.inf, -math.inf))
     beams[prefix] = (log_add(before[0], blank), log_add(before[1], symbol))

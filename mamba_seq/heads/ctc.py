@@ -51,7 +51,11 @@ class CTCModel(TokenModel):
         """
         check_layout(logits, mask, cu_seqlens)
         rows = len(logits) if cu_seqlens is None else len(cu_seqlens) - 1
-        check_targets("targets", targets, (rows, *targets.shape[1:2]), floating=False)
+        if targets.ndim != 2 or len(targets) != rows:
+            raise ValueError(
+                f"targets has shape {tuple(targets.shape)}, expected ({rows}, T): a text for each sequence"
+            )
+        check_targets("targets", targets, targets.shape, floating=False)
         self._check_texts(targets, ignore_index)
         log_probabilities = F.log_softmax(at_least_float32(logits), dim=-1)
         if cu_seqlens is not None:

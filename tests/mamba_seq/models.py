@@ -37,4 +37,6 @@ def some_input(model: Model, *shape: int) -> Tensor:
 
 
 def inputs_of_every_task() -> list[tuple[str, bool]]:
-    return [(task, numbers) for task in TASKS for numbers in (False, True) if not (task == "language-model" and numbers)]
+    return [
+        (task, numbers) for task in TASKS for numbers in (False, True) if not (task == "language-model" and numbers)
+    ]

@@ -68,9 +68,11 @@ def test_packed_and_padded_are_the_sequences_alone(task: str, numbers: bool) -> 
             # neither a token that does not exist nor a NaN may matter
             rows, mask = pad(sequences, side, float("nan") if numbers else 99)
             out = model(rows, mask)
-            kept = out.split(1) if isinstance(model, SequenceModel) else [
-                row[real][None] for row, real in zip(out, mask, strict=True)
-            ]
+            kept = (
+                out.split(1)
+                if isinstance(model, SequenceModel)
+                else [row[real][None] for row, real in zip(out, mask, strict=True)]
+            )
             results[side] = found(list(kept))
         for layout, got in results.items():
             errors = {name: relative_error(got[name], expected) for name, expected in want.items()}
@@ -125,10 +127,16 @@ def test_input_of_another_kind_is_refused(task: str, numbers: bool) -> None:
     state = model.allocate_state(2)
     bad = [some_input(small_model("ctc", not numbers), 2, 5), some_input(model, 5), some_input(model, 2, 5, 1)]
     for inputs in bad:
-        with pytest.raises(ValueError, match=r"the input is .*expected floating-point \(B, L, F\) with F = 4"
-                           if numbers else r"tokens are .*expected integers \(B, L\)"):
+        with pytest.raises(
+            ValueError,
+            match=r"the input is .*expected floating-point \(B, L, F\) with F = 4"
+            if numbers
+            else r"tokens are .*expected integers \(B, L\)",
+        ):
             model(inputs)
-    with pytest.raises(ValueError, match=r"expected floating-point \(B, F\)" if numbers else r"expected integers \(B,\)"):
+    with pytest.raises(
+        ValueError, match=r"expected floating-point \(B, F\)" if numbers else r"expected integers \(B,\)"
+    ):
         model.step(some_input(model, 2, 1), state)
     with pytest.raises(ValueError, match="mask has type int64, expected bool"):
         model(some_input(model, 2, 5), torch.ones(2, 5, dtype=torch.long))
@@ -139,7 +147,9 @@ def test_input_of_another_kind_is_refused(task: str, numbers: bool) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_a_model_of_another_task_is_refused(task: str) -> None:
     other = TASKS[(TASKS.index(task) + 1) % len(TASKS)]
-    with pytest.raises(ValueError, match=f"the config's task is '{task}', expected '{other}' for {MODELS[other].__name__}"):
+    with pytest.raises(
+        ValueError, match=f"the config's task is '{task}', expected '{other}' for {MODELS[other].__name__}"
+    ):
         MODELS[other](small_config(task))
 
 
