@@ -132,8 +132,8 @@ class PositionModel(Model):
         hidden = self.embed(inputs, mask, cu_seqlens)
         if return_state:
             out, new_state = self.backbone(hidden, mask, state, return_state=True, cu_seqlens=cu_seqlens)
-            return self._read(out), new_state
-        return self._read(self.backbone(hidden, mask, state, cu_seqlens=cu_seqlens))
+            return self.read(out), new_state
+        return self.read(self.backbone(hidden, mask, state, cu_seqlens=cu_seqlens))
 
     @torch.no_grad()
     def step(self, inputs: Tensor, state: BackboneState) -> Tensor:
@@ -146,12 +146,12 @@ class PositionModel(Model):
         Returns:
             The outputs there (B, outputs).
         """
-        return self._read(self.backbone.step(self.embed_step(inputs), state))
+        return self.read(self.backbone.step(self.embed_step(inputs), state))
 
     def allocate_state(self, batch: int) -> BackboneState:
         """Return the state of `batch` sequences before their first position."""
         return self.backbone.allocate_state(batch)
 
-    def _read(self, out: Tensor) -> Tensor:
+    def read(self, out: Tensor) -> Tensor:
         """Turn the backbone's outputs (..., d_model) into the model's."""
         raise NotImplementedError

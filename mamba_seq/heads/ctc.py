@@ -46,6 +46,8 @@ class CTCModel(TokenModel):
             zero_infinity: a text that does not fit into its sequence (it needs as many positions as it has labels, and
                 one more between two that are the same) counts 0, with no gradient, instead of infinity.
 
+        On a GPU torch's gradient of it is not deterministic.
+
         Raises:
             ValueError: for a shape that does not fit, or an index that no label has.
         """

@@ -61,17 +61,25 @@ class LanguageModel(PositionModel):
             targets.index_fill_(1, cu_seqlens[1:].long() - 1, ignore_index)
         return losses.cross_entropy(logits, targets, None, None, ignore_index, label_smoothing)
 
-    def prefill(self, tokens: Tensor, mask: Tensor | None = None) -> tuple[Tensor, BackboneState]:
-        """Read a prompt (B, L); return the logits of the token after it (B, V) and the state to `step` from.
+    def prefill(
+        self, tokens: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, BackboneState]:
+        """Read prompts; return the logits of the token after each (B, V) and the state to `step` from.
 
-        With prompts of different lengths, pad on the left: the last position is then the last of each.
+        Args:
+            tokens: (B, L), at least one token each. Prompts of different lengths are padded on the left, so that the
+                last position is the last of each, or packed.
+            mask: bool (B, L), true at real positions.
+            cu_seqlens: boundaries (S+1,) int32 of S prompts packed with B = 1; what is returned is then of S sequences.
 
         Raises:
             ValueError: for an empty prompt, or padding on the right.
         """
         check_prompt(tokens, mask)
-        out, state = self.backbone(self.embed(tokens, mask), mask, return_state=True)
-        return self._read(out[:, -1]), state
+        hidden = self.embed(tokens, mask, cu_seqlens)
+        out, state = self.backbone(hidden, mask, return_state=True, cu_seqlens=cu_seqlens)
+        last = out[:, -1] if cu_seqlens is None else out[0].index_select(0, cu_seqlens[1:] - 1)
+        return self.read(last), state
 
     @torch.no_grad()
     def generate(
@@ -124,7 +132,8 @@ class LanguageModel(PositionModel):
                 return torch.cat([tokens, torch.stack(added, dim=1)], dim=1)
             logits = self.step(drawn, state)
 
-    def _read(self, out: Tensor) -> Tensor:
+    def read(self, out: Tensor) -> Tensor:
+        """Turn the backbone's outputs (..., d_model) into logits (..., V)."""
         return nn.functional.linear(out, self.embedding.weight if self.output is None else self.output.weight)
 
 

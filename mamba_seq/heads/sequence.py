@@ -58,16 +58,16 @@ class SequenceModel(Model):
         """
         hidden = self.embed(inputs, mask, cu_seqlens)
         if not return_state and state is None:
-            return self.classify(self.backbone(hidden, mask, cu_seqlens=cu_seqlens), mask, cu_seqlens)
+            return self.read(self.backbone(hidden, mask, cu_seqlens=cu_seqlens), mask, cu_seqlens)
         carried, before = (None, None) if state is None else state
         out, backbone_state = self.backbone(hidden, mask, carried, return_state=True, cu_seqlens=cu_seqlens)
         pooled = gather(out, self.config.pooling, mask, cu_seqlens, before)
-        outputs = self._read(pooled)
+        outputs = self._outputs(pooled)
         return (outputs, SequenceState(backbone_state, pooled)) if return_state else outputs
 
-    def classify(self, out: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
+    def read(self, out: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
         """Turn the backbone's outputs for whole sequences (B, L, d_model) into the model's (B or S, labels)."""
-        return self._read(gather(out, self.config.pooling, mask, cu_seqlens))
+        return self._outputs(gather(out, self.config.pooling, mask, cu_seqlens))
 
     @torch.no_grad()
     def step(self, inputs: Tensor, state: SequenceState) -> tuple[Tensor, SequenceState]:
@@ -83,14 +83,14 @@ class SequenceModel(Model):
         """
         out = self.backbone.step(self.embed_step(inputs), state.backbone)
         pooled = gather(out[:, None], self.config.pooling, before=state.pooled)
-        return self._read(pooled), SequenceState(state.backbone, pooled)
+        return self._outputs(pooled), SequenceState(state.backbone, pooled)
 
     def allocate_state(self, batch: int) -> SequenceState:
         """Return the state of `batch` sequences before their first position."""
         pooled = nothing(batch, self.config.backbone.d_model, self.config.pooling, self.head.weight.detach())
         return SequenceState(self.backbone.allocate_state(batch), pooled)
 
-    def _read(self, pooled: Pooled) -> Tensor:
+    def _outputs(self, pooled: Pooled) -> Tensor:
         """Turn pooled vectors into outputs; in float32, as the average of a million positions needs."""
         vector = finish(pooled, self.config.pooling)
         with torch.autocast(vector.device.type, enabled=False):

@@ -27,7 +27,8 @@ class TokenModel(PositionModel):
         """Number of outputs at every position."""
         return len(self.config.labels)
 
-    def _read(self, out: Tensor) -> Tensor:
+    def read(self, out: Tensor) -> Tensor:
+        """Turn the backbone's outputs (..., d_model) into the model's (..., outputs)."""
         outputs: Tensor = self.head(out)
         return outputs
 

@@ -13,7 +13,7 @@ from mamba_seq.heads import SequenceClassifier
 from mamba_seq.pipelines.train.metrics import MetricsFile
 from mamba_seq.pipelines.train.recipe import OptimConfig
 
-NO_DECAY = ("A_log", "D", "dt_bias", "conv_bias", "bias", "norm.weight", "embedding.weight")
+NO_DECAY = ("A_log", "A_imag", "B", "D", "dt_bias", "conv_bias", "bias", "norm.weight", "embedding.weight")
 """Ends of the names of parameters without weight decay."""
 
 Batch = tuple[Tensor, Tensor]
@@ -43,7 +43,7 @@ class ClassifierTraining(L.LightningModule):
         tokens, labels = batch
         tokens = tokens.long()
         out = self.model.backbone(self.model.embedding(tokens))
-        logits = self.model.classify(out)
+        logits = self.model.read(out)
         loss = F.cross_entropy(logits, labels)
         # synchronises with the GPU, so only where a row is written; Lightning would write it some steps later
         if self.global_step % self.log_every == 0 and isinstance(self.logger, MetricsFile):

@@ -9,7 +9,7 @@ from torch import Tensor
 from mamba_seq import Backbone
 from mamba_seq.heads import MODELS, SequenceModel
 from tests.kernels.compare import relative_error
-from tests.mamba_seq.layouts import boundaries, pad, weighted_sum
+from tests.mamba_seq.layouts import KINDS, boundaries, pad, weighted_sum
 from tests.mamba_seq.models import SEQUENCE_TASKS, TASKS, inputs_of_every_task, small_config, small_model, some_input
 
 EVERY = pytest.mark.parametrize(("task", "numbers"), inputs_of_every_task())
@@ -167,6 +167,23 @@ def test_16_bits(task: str) -> None:
     assert got.dtype == (torch.float32 if task in SEQUENCE_TASKS else torch.bfloat16)
     for out in (got, cast):
         assert (out.float() - want).norm() / want.norm() < 3e-2
+
+
+@pytest.mark.parametrize("ssm", KINDS)
+def test_packed_prompts_continue_each_and_greedy_tokens_are_the_best(ssm: str) -> None:
+    model = small_model("language-model", ssm=ssm, tie_embeddings=False)
+    prompts = [some_input(model, length) for length in (9, 1, 4)]
+    with torch.no_grad():
+        logits, state = model.prefill(torch.cat(prompts)[None], cu_seqlens=boundaries([9, 1, 4]))
+        added = [logits.argmax(dim=-1)]
+        for _ in range(5):
+            added.append(model.step(added[-1], state).argmax(dim=-1))
+        rows, mask = pad(prompts, "left", 99)
+        generated = model.generate(rows, 6, mask=mask, temperature=0)[:, -6:]
+        assert torch.equal(torch.stack(added, dim=1), generated)
+        for prompt, tokens in zip(prompts, generated, strict=True):
+            best = model(torch.cat([prompt, tokens])[None])[0].argmax(dim=-1)
+            assert torch.equal(best[len(prompt) - 1 : -1], tokens)
 
 
 def test_checkpointing_of_a_model() -> None:

@@ -135,5 +135,5 @@ def test_targets_that_would_broadcast_are_refused(task: str) -> None:
         model.loss(outputs, targets, torch.ones(targets.shape))
     if task != "multi-label":
         other = targets.float() if task not in NUMBERS else targets.long()
-        with pytest.raises(ValueError, match="has type (float32|int64), expected"):
+        with pytest.raises(ValueError, match=r"has type (float32|int64), expected"):
             model.loss(outputs, other)
