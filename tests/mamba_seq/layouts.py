@@ -28,14 +28,19 @@ class Result(NamedTuple):
     states: list[list[MambaState]]
 
 
-def run(backbone: Backbone, sequences: list[Tensor], before: list[list[MambaState]] | None, layout: str) -> Result:
+def run(
+    backbone: Backbone,
+    sequences: list[Tensor],
+    before: list[list[MambaState]] | None,
+    layout: str,
+    chunk_size: int = 17,
+) -> Result:
     """Run sequences (L, d_model), each continuing a state if there are any."""
     if layout in ("alone", "chunks"):
-        size = 17 if layout == "chunks" else max(map(len, sequences))
         outputs, states = [], []
         for i, sequence in enumerate(sequences):
             state, out = None if before is None else before[i], []
-            for chunk in sequence.split(size):
+            for chunk in sequence.split(chunk_size if layout == "chunks" else len(sequence)):
                 chunk_out, state = backbone(chunk[None], state=state, return_state=True)
                 out.append(chunk_out[0])
             outputs.append(torch.cat(out))

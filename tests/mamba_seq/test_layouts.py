@@ -18,12 +18,16 @@ from tests.mamba_seq.layouts import (
     weighted_sum,
 )
 
-LENGTHS = {torch.float32: [63, 1, 2, 300, 3, 17, 40], torch.float64: [7, 1, 2, 19, 3]}
+LENGTHS = {torch.float32: [63, 1, 2, 1000, 3, 17, 40], torch.float64: [7, 1, 2, 19, 3]}
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 
 
 def everything(
-    backbone: Backbone, sequences: list[Tensor], before: list[list[MambaState]] | None, layout: str
+    backbone: Backbone,
+    sequences: list[Tensor],
+    before: list[list[MambaState]] | None,
+    layout: str,
+    chunk_size: int = 17,
 ) -> dict[str, Tensor]:
     """Return outputs, states and all gradients of one layout, by name."""
     sequences = [sequence.clone().requires_grad_() for sequence in sequences]
@@ -33,7 +37,7 @@ def everything(
             for state in before
         ]
     backbone.zero_grad()
-    result = run(backbone, sequences, before, layout)
+    result = run(backbone, sequences, before, layout, chunk_size)
     found = {f"output {i}": out for i, out in enumerate(result.outputs)} | dict(state_tensors(result.states))
     weighted_sum(list(found.values())).backward()
     found |= {f"gradient of {name}": p.grad for name, p in backbone.named_parameters()}
@@ -59,6 +63,19 @@ def test_every_layout_is_the_sequences_alone(kind: str, dtype: torch.dtype, begu
         got = everything(backbone, sequences, before, layout)
         errors = {name: relative_error(got[name], expected) for name, expected in want.items()}
         wrong = {name: error for name, error in errors.items() if not error <= TOLERANCE[dtype]}
+        assert not wrong, f"{layout}: {wrong}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_deep_stack_of_long_sequences(kind: str) -> None:
+    """Rounding through ten blocks; 1e-4 is what a transform of 2,049 steps in each may cost."""
+    backbone = random_backbone(kind, n_layer=10)
+    sequences = [torch.randn(length, 12) for length in (2049, 1000)]
+    want = everything(backbone, sequences, None, "alone")
+    for layout in ("packed", "right", "chunks"):
+        got = everything(backbone, sequences, None, layout, chunk_size=683)
+        errors = {name: relative_error(got[name], expected) for name, expected in want.items()}
+        wrong = {name: error for name, error in errors.items() if not error <= 1e-4}
         assert not wrong, f"{layout}: {wrong}"
 
 
