@@ -1,6 +1,7 @@
 """The training step: cross-entropy over labels, AdamW, and accuracy by length on the validation windows."""
 
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import lightning as L
@@ -25,6 +26,9 @@ class ClassifierTraining(L.LightningModule):
 
     Dropout draws from a generator that is seeded anew at every step, by the seed and the step: a run that was killed
     goes on with the numbers of one that was not.
+
+    Attributes:
+        minutes: gives the minutes of training so far, for a schedule that is fitted to minutes.
     """
 
     def __init__(self, model: SequenceClassifier, optim: OptimConfig, log_every: int, seed: int) -> None:
@@ -33,6 +37,7 @@ class ClassifierTraining(L.LightningModule):
         self.optim = optim
         self.log_every = log_every
         self.seed = seed
+        self.minutes: Callable[[], float] = lambda: 0.0
         config = model.config
         tokens = cast("int", config.vocab_size)  # a recipe's data are DNA
         self.next_token = nn.Linear(config.backbone.d_model, tokens) if optim.next_token_weight else None
@@ -86,7 +91,9 @@ class ClassifierTraining(L.LightningModule):
             betas=(optim.beta1, optim.beta2),
             fused=self.device.type == "cuda",
         )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, optim) / optim.lr)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate(step, optim, self.minutes()) / optim.lr
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
@@ -95,9 +102,12 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
 
 
-def learning_rate(step: int, optim: OptimConfig) -> float:
-    """Return the learning rate of a step: linear warm-up, then a cosine to `min_lr`."""
+def learning_rate(step: int, optim: OptimConfig, minutes: float = 0.0) -> float:
+    """Return the learning rate of a step: linear warm-up, then a cosine to `min_lr`, by steps or by minutes so far."""
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps
-    through = (step - optim.warmup_steps) / max(1, optim.steps - optim.warmup_steps)
+    if optim.minutes is None:
+        through = (step - optim.warmup_steps) / max(1, optim.steps - optim.warmup_steps)
+    else:
+        through = minutes / optim.minutes
     return optim.min_lr + (optim.lr - optim.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, through)))
