@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -14,7 +14,7 @@ from mamba_seq.heads import SequenceClassifier
 from mamba_seq.pipelines.train.metrics import MetricsFile
 from mamba_seq.pipelines.train.recipe import OptimConfig
 
-NO_DECAY = ("A_log", "D", "dt_bias", "conv_bias", "bias", "norm.weight", "embedding.weight")
+NO_DECAY = ("A_log", "A_imag", "B", "D", "dt_bias", "conv_bias", "bias", "norm.weight", "embedding.weight")
 """Ends of the names of parameters without weight decay."""
 
 Batch = tuple[Tensor, Tensor]
@@ -39,7 +39,8 @@ class ClassifierTraining(L.LightningModule):
         self.seed = seed
         self.minutes: Callable[[], float] = lambda: 0.0
         config = model.config
-        self.next_token = nn.Linear(config.backbone.d_model, config.vocab_size) if optim.next_token_weight else None
+        tokens = cast("int", config.vocab_size)  # a recipe's data are DNA
+        self.next_token = nn.Linear(config.backbone.d_model, tokens) if optim.next_token_weight else None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch: cross-entropy over labels, and over next tokens if the recipe wants it."""
@@ -47,7 +48,7 @@ class ClassifierTraining(L.LightningModule):
         tokens, labels = batch
         tokens = tokens.long()
         out = self.model.backbone(self.model.embedding(tokens))
-        logits = self.model.classify(out)
+        logits = self.model.read(out)
         loss = F.cross_entropy(logits, labels)
         # synchronises with the GPU, so only where a row is written; Lightning would write it some steps later
         if self.global_step % self.log_every == 0 and isinstance(self.logger, MetricsFile):
