@@ -32,7 +32,7 @@ def convolution(
     BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    batch, sequence, first, t, end, last_end, d = locate(
+    batch, sequence, first, t, end, _last_end, d = locate(
         pieces, cu_seqlens, length, channels, stretch, BLOCK_D, PACKED
     )  # fmt: skip
     inside = d < channels

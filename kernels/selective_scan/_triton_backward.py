@@ -86,10 +86,10 @@ def adjoint_summaries(
 ):
     # sums (B, chunks, [2,] D) <- sum of step sizes; adjoints (B, chunks + 1, [2,] N, D)[:, c] <- gradient of the state
     # before chunk c, as far as it comes from the outputs of this chunk
-    piece, sequence, start, end, block, group, d, end_d, d_row = locate(
+    piece, sequence, start, end, _block, group, d, end_d, d_row = locate(
         tl.program_id(0), pieces, length, channels, groups, chunk, n_chunks, BLOCK_D, PACKED
     )
-    batch, row = row_of(sequence, start, length, PACKED)
+    batch, _row = row_of(sequence, start, length, PACKED)
     a2 = load_A(A, d, end_d, channels, N, N_PADDED, PARTS)
     step_bias = 0.0
     if HAS_BIAS:

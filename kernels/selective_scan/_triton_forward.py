@@ -1,11 +1,12 @@
 """The forward kernels of the scan: summaries of chunks, passing them on, outputs. `triton.py` says how they fit
 together.
 
-One program owns BLOCK_D channels of one chunk of one sequence and walks through time with their states, a tile (N,
-BLOCK_D), in registers, or two where A is complex (see `_triton_tiles.py`). A lane owns a channel with all N states, so that the sum over N needs no exchange between
-lanes. That layout is a consequence of how things are stored: A is passed transposed and states have D contiguous, and
-Triton is kept from assuming alignment for them (`do_not_specialize_on_alignment`), which would give a lane four
-channels and a quarter of the states, and a conversion of the state tile through shared memory at every step.
+One program owns BLOCK_D channels of one chunk of one sequence and walks through time with their states in registers, a
+tile (N, BLOCK_D), or two where A is complex (see `_triton_tiles.py`). A lane owns a channel with all N states, so that
+the sum over N needs no exchange between lanes. That layout is a consequence of how things are stored: A is passed
+transposed and states have D contiguous, and Triton is kept from assuming alignment for them
+(`do_not_specialize_on_alignment`), which would give a lane four channels and a quarter of the states, and a conversion
+of the state tile through shared memory at every step.
 
 Time advances by groups of STEPS, whose loads go out together and whose step sizes and gates are computed side by
 side: only the multiply-adds of the state depend on the step before. A chunk's last steps go one by one. Offsets
@@ -75,10 +76,10 @@ def chunk_summaries(
 ):
     # sums (B, chunks, [2,] D) <- sum of step sizes; states (B, chunks + 1, [2,] N, D)[:, c + 1] <- end state from a
     # zero start
-    piece, sequence, start, end, block, group, d, end_d, d_row = locate(
+    piece, sequence, start, end, _block, group, d, end_d, d_row = locate(
         tl.program_id(0), pieces, length, channels, groups, chunk, n_chunks, BLOCK_D, PACKED
     )
-    batch, row = row_of(sequence, start, length, PACKED)
+    batch, _row = row_of(sequence, start, length, PACKED)
     a2 = load_A(A, d, end_d, channels, N, N_PADDED, PARTS)
     step_bias = 0.0
     if HAS_BIAS:
@@ -269,7 +270,7 @@ def outputs(
 ):
     # y (B, L, D) of one chunk, from the state before it, states (B, chunks + 1, [2,] N, D)[:, c]; on the way the state
     # is kept for the backward pass every kept_every steps, kept (B, ceil(L / kept_every), [2,] N, D)
-    piece, sequence, start, end, block, group, d, end_d, d_row = locate(
+    piece, sequence, start, end, _block, group, d, end_d, d_row = locate(
         tl.program_id(0), pieces, length, channels, groups, chunk, n_chunks, BLOCK_D, PACKED
     )
     batch, row = row_of(sequence, start, length, PACKED)

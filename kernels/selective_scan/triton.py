@@ -147,7 +147,7 @@ def selective_state_update(
             N=N, N_PADDED=triton.next_power_of_2(N), PARTS=1 + complex_A, BY_CHANNEL=by_channel, HAS_D=D is not None,
             HAS_Z=z is not None, HAS_BIAS=delta_bias is not None, SOFTPLUS=delta_softplus, BLOCK_D=block, num_warps=2,
         )  # fmt: skip
-    if held is not state:
+    if state.is_conj():
         state.copy_(held)
     return y
 
@@ -343,8 +343,8 @@ class Inputs(NamedTuple):
 def summarise_chunks(inputs: Inputs, cut: Plan) -> tuple[Tensor, Tensor]:
     """Phase 1: return the sums of step sizes (B, chunks, [2,] D), and the end states from zero starts.
 
-    The states are (B, chunks + 1, [2,] N, D), that of chunk c at c + 1; entry 0 is for `pass_summaries` to write. Beside
-    a complex A the sums have a second part, what rounding has taken from the first.
+    The states are (B, chunks + 1, [2,] N, D), that of chunk c at c + 1; entry 0 is for `pass_summaries` to write.
+    Beside a complex A the sums have a second part, what rounding has taken from the first.
     """
     u = inputs.u
     B, L, D = u.shape
@@ -398,7 +398,7 @@ def compute_outputs(
         PACKED=cut.packing is not None, B_CONSTANT=inputs.constant[0], C_CONSTANT=inputs.constant[1],
         HAS_D=inputs.D is not None, HAS_Z=z is not None, KEEP=kept is not None,
         **inputs.switches(STEPS), num_warps=warps(inputs.parts * inputs.N),
-        maxnreg=FORWARD_REGISTERS if inputs.plain and inputs.N <= 16 else None,
+        maxnreg=registers(FORWARD_REGISTERS if inputs.plain and inputs.N <= 16 else None, inputs.parts * inputs.N),
     )  # fmt: skip
     return y, () if kept is None else (kept,)
 
@@ -445,7 +445,7 @@ def compute_gradients(
     dbias = None if inputs.delta_bias is None else partial((chunks, D))
 
     programs = inputs.programs(cut)
-    at_once = max(1, min(programs, MOST_PROGRAMS))  # an empty batch has no program
+    at_once = max(1, min(programs, MOST_PROGRAMS // parts))  # an empty batch has no program
     # a state every BACKWARD_STEPS steps of a stretch, and those of the last steps, which go one by one
     tiles = cut.kept_every // BACKWARD_STEPS + BACKWARD_STEPS - 1
     scratch = partial((at_once, tiles, parts, N_padded, BLOCK_D))
@@ -458,7 +458,7 @@ def compute_gradients(
             PACKED=cut.packing is not None, B_CONSTANT=inputs.constant[0], C_CONSTANT=inputs.constant[1],
             HAS_D=inputs.D is not None, HAS_Z=z is not None,
             **inputs.switches(BACKWARD_STEPS), num_warps=warps(2 * parts * N),
-            maxnreg=BACKWARD_REGISTERS if inputs.plain else None,
+            maxnreg=registers(BACKWARD_REGISTERS if inputs.plain else None, 2 * parts * N),
         )  # fmt: skip
     totals = list(dA.sum(0).unbind(0))
     over_time = None if dBC is None else add_up_blocks(dBC, inputs.groups, N)
@@ -516,6 +516,12 @@ def groups_first(x: Tensor) -> Tensor:
 def warps(states: int) -> int:
     """Return how many warps share the states of a block of channels: 32 states a lane fit in its registers."""
     return min(triton.cdiv(triton.next_power_of_2(states), 32), 16)
+
+
+def registers(wanted: int | None, states: int) -> int | None:
+    """Return the registers a lane may have: a multiprocessor has 65,536 for all warps of a program."""
+    most = 65536 // (32 * warps(states))
+    return wanted if most >= 255 else min(wanted or most, most)
 
 
 def rows(tensor: Tensor) -> Tensor:

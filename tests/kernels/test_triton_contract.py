@@ -138,7 +138,9 @@ def test_conjugate_and_strided_complex_inputs(backend: str) -> None:
 
 
 GPU: dict[str, dict[str, Any]] = {
-    **{f"packed-{b}-{dtype}": {"cut": BOUNDS[b], "D": 18, "dtype": dtype} for b in BOUNDS for dtype in ("fp32", "bf16")},
+    **{
+        f"packed-{b}-{dtype}": {"cut": BOUNDS[b], "D": 18, "dtype": dtype} for b in BOUNDS for dtype in ("fp32", "bf16")
+    },
     **{f"packed-{b}-complex": {"cut": BOUNDS[b], "D": 18, "complex_A": True} for b in BOUNDS},
     **{f"packed-{c}": {"cut": BOUNDS["odd"], "D": 36, "groups": 2, "constant": c} for c in ("", "B", "C", "BC")},
     **{
