@@ -72,16 +72,16 @@ def fma(x, y, z):
 
 @device_function
 def turn(x, y):
-    """Return cosine and sine of x y, for as many turns as the angle's rounding to float32 leaves a meaning (2^22).
+    """Return cosine and sine of x y, to 1e-6 up to a million radians; beyond, whatever they are, numbers of size 1.
 
-    Errors of the angle add up over the memory of a state, so what rounding takes from x y is added again after whole
-    turns are taken away, in two parts. Sine and cosine of half the angle (minimax, errors 4e-9 and 2e-10) are needed on
-    half a turn only. sin.approx would be off by 5e-7 even there, and costs as much as a polynomial.
+    Errors of the angle add up over the memory of a state, so what rounding has added to x y is taken away again after
+    whole turns are, in two parts. Sine and cosine of half the angle (minimax, errors 4e-9 and 2e-10) are needed on half
+    a turn only. sin.approx would be off by 5e-7 even there, and costs as much as a polynomial.
     """
     angle = x * y
-    lost = fma(x, y, -angle)
+    excess = fma(-x, y, angle)
     turns = (angle * TURNS + TO_INTEGER) - TO_INTEGER
-    rest = fma(turns, TURN_EXCESS, fma(turns, -TURN, angle)) + lost
+    rest = fma(turns, TURN_EXCESS, fma(turns, -TURN, angle)) - excess
     rest = tl.where(tl.abs(rest) < 4.0, rest, rest - rest)  # beyond: any angle, but a number, and NaN for NaN
     half = 0.5 * rest
     q = half * half

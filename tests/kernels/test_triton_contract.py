@@ -154,9 +154,9 @@ GPU: dict[str, dict[str, Any]] = {
         for groups in (0, 3)
         for kind in ("", "complex")
     },
-    **{f"complex-{N}": {"L": 300, "D": 40, "N": N, "complex_A": True} for N in (1, 16, 64, 256)},
+    **{f"complex-{N}": {"L": 300, "D": 40, "N": N, "complex_A": True} for N in (16, 256)},
     **{f"N-{N}-{c}": {"L": 300, "D": 40, "N": N, "constant": c} for N in (16, 100) for c in ("B", "BC")},
-    "complex-long": {"L": 16385, "D": 5, "N": 2, "complex_A": True},
+    "complex-long": {"L": 16385, "D": 5, "complex_A": True},
 }
 
 
