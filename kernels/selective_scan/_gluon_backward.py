@@ -21,7 +21,18 @@ import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from mamba_seq.kernels.selective_scan._gluon_forward import LOG2E, SIZES, as_tile, exp2, reciprocal, softplus
+from mamba_seq.kernels.selective_scan._gluon_tiles import (
+    LOG2E,
+    SIZES,
+    exp2,
+    fill,
+    load_layout,
+    locate,
+    new_tile,
+    sigmoid,
+    softplus,
+    state_layout,
+)
 
 LN2 = gl.constexpr(0.6931471805599453)
 
@@ -62,23 +73,13 @@ def adjoint_chunks(
 ):
     # adjoints (B, chunks + 1, D, N)[:, c] <- gradient of the state before chunk c, as far as it comes from the outputs
     # of this chunk; sums (B, chunks, D) <- sum of step sizes
-    LN: gl.constexpr = N // SN
-    tile: gl.constexpr = gl.BlockedLayout([SD, SN], [32 // LN, LN], [num_warps, 1], [1, 0])
+    tile: gl.constexpr = state_layout(N, SD, SN, num_warps)
     over_d: gl.constexpr = gl.SliceLayout(1, tile)
     over_n: gl.constexpr = gl.SliceLayout(0, tile)
-    D_LANES: gl.constexpr = min(BLOCK_D // 8, 32)
-    rows: gl.constexpr = gl.BlockedLayout([1, 8], [32 // D_LANES, D_LANES], [num_warps, 1], [1, 0])
-    N_LANES: gl.constexpr = min(N // 4, 32)
-    projections: gl.constexpr = gl.BlockedLayout([1, 4], [32 // N_LANES, N_LANES], [num_warps, 1], [1, 0])
-    shared: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-    shared_row: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    rows: gl.constexpr = load_layout(BLOCK_D, 8, num_warps)
+    projections: gl.constexpr = load_layout(N, 4, num_warps)
 
-    blocks = gl.cdiv(channels, BLOCK_D)
-    block = gl.program_id(0) % blocks
-    c = (gl.program_id(0) // blocks) % n_chunks
-    batch = (gl.program_id(0) // (blocks * n_chunks)).to(gl.int64)
-    start = c * chunk
-    end = gl.minimum(start + chunk, length)
+    block, c, batch, start, end = locate(channels, chunk, n_chunks, length, BLOCK_D)
 
     d = block * BLOCK_D + gl.arange(0, BLOCK_D, layout=over_d)
     n = gl.arange(0, N, layout=over_n)
@@ -95,9 +96,9 @@ def adjoint_chunks(
     t_pro = gl.arange(0, T, layout=gl.SliceLayout(1, projections))
     n_pro = gl.arange(0, N, layout=gl.SliceLayout(0, projections))
 
-    dt_tile = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], shared_row)
-    g_tile = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], shared_row)
-    C_tile = gl.allocate_shared_memory(gl.float32, [T, N], shared_row)
+    dt_tile = new_tile(T, BLOCK_D)
+    g_tile = new_tile(T, BLOCK_D)
+    C_tile = new_tile(T, N)
 
     dy += batch * dy_batch
     delta += batch * delta_batch
@@ -112,7 +113,7 @@ def adjoint_chunks(
         g = gl.load(dy + at[:, None] * dy_row + d_row[None, :], mask=here, other=0.0).to(gl.float32)
         if HAS_Z:
             gate = gl.load(z + at[:, None] * z_row + d_row[None, :], mask=here, other=0.0).to(gl.float32)
-            g *= gate * reciprocal(1.0 + exp2(-gate * LOG2E))
+            g *= gate * sigmoid(gate)
         at_pro = first.to(gl.int64) + t_pro
         here_pro = (at_pro < end)[:, None] & (n_pro < N)[None, :]
         c_rows = gl.load(C + at_pro[:, None] * C_row + n_pro[None, :], mask=here_pro, other=0.0)
@@ -121,9 +122,9 @@ def adjoint_chunks(
             dt = softplus(dt)
         dt = gl.where(here, dt, 0.0)
         gl.thread_barrier()
-        as_tile(dt_tile, T, BLOCK_D, shared).store(dt)
-        as_tile(g_tile, T, BLOCK_D, shared).store(g)
-        as_tile(C_tile, T, N, shared).store(c_rows.to(gl.float32))
+        fill(dt_tile, dt)
+        fill(g_tile, g)
+        fill(C_tile, c_rows.to(gl.float32))
         gl.thread_barrier()
         for back in range(0, T, STEPS):
             for i in gl.static_range(STEPS):
@@ -139,7 +140,7 @@ def adjoint_chunks(
     gl.store(sums + (batch * n_chunks + c) * channels + d, total, mask=d < channels)
 
 
-@gluon.jit(do_not_specialize=[*SIZES, "batches"])
+@gluon.jit(do_not_specialize=SIZES)
 def gradients(
     dy,
     kept,
@@ -195,23 +196,14 @@ def gradients(
     GROUP: gl.constexpr = STEPS
     GROUPS: gl.constexpr = T // GROUP
     LN: gl.constexpr = N // SN
-    tile: gl.constexpr = gl.BlockedLayout([SD, SN], [32 // LN, LN], [num_warps, 1], [1, 0])
+    tile: gl.constexpr = state_layout(N, SD, SN, num_warps)
     over_d: gl.constexpr = gl.SliceLayout(1, tile)
     over_n: gl.constexpr = gl.SliceLayout(0, tile)
-    D_LANES: gl.constexpr = min(BLOCK_D // 8, 32)
-    rows: gl.constexpr = gl.BlockedLayout([1, 8], [32 // D_LANES, D_LANES], [num_warps, 1], [1, 0])
-    N_LANES: gl.constexpr = min(N // 4, 32)
-    projections: gl.constexpr = gl.BlockedLayout([1, 4], [32 // N_LANES, N_LANES], [num_warps, 1], [1, 0])
-    shared: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-    shared_row: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    rows: gl.constexpr = load_layout(BLOCK_D, 8, num_warps)
+    projections: gl.constexpr = load_layout(N, 4, num_warps)
     shared_state: gl.constexpr = gl.SwizzledSharedLayout(4, 2, 4, [1, 0])
 
-    blocks = gl.cdiv(channels, BLOCK_D)
-    block = gl.program_id(0) % blocks
-    c = (gl.program_id(0) // blocks) % n_chunks
-    batch = (gl.program_id(0) // (blocks * n_chunks)).to(gl.int64)
-    start = c * chunk
-    end = gl.minimum(start + chunk, length)
+    block, c, batch, start, end = locate(channels, chunk, n_chunks, length, BLOCK_D)
 
     d = block * BLOCK_D + gl.arange(0, BLOCK_D, layout=over_d)
     n = gl.arange(0, N, layout=over_n)
@@ -233,15 +225,15 @@ def gradients(
     n_pro = gl.arange(0, N, layout=gl.SliceLayout(0, projections))
     group = block * BLOCK_D // width
 
-    dt_tile = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], shared_row)
-    x_tile = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], shared_row)
-    g_tile = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], shared_row)
-    B_tile = gl.allocate_shared_memory(gl.float32, [T, N], shared_row)
-    C_tile = gl.allocate_shared_memory(gl.float32, [T, N], shared_row)
+    dt_tile = new_tile(T, BLOCK_D)
+    x_tile = new_tile(T, BLOCK_D)
+    g_tile = new_tile(T, BLOCK_D)
+    B_tile = new_tile(T, N)
+    C_tile = new_tile(T, N)
     if HAS_Z:
-        w_tile = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], shared_row)
+        w_tile = new_tile(T, BLOCK_D)
     if SOFTPLUS:
-        s_tile = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], shared_row)
+        s_tile = new_tile(T, BLOCK_D)
     scratch = gl.allocate_shared_memory(gl.float32, [max(T // GROUP - 2, 1), BLOCK_D, N], shared_state)
 
     dy += batch * dy_batch
@@ -250,7 +242,6 @@ def gradients(
     z += batch * z_batch
     B += batch * B_batch + group * B_group
     C += batch * C_batch + group * C_group
-    out = batch * length * channels + d
     dBC += (block * batches + batch) * length * 2 * N
 
     first = start + (end - start - 1) // T * T
@@ -266,22 +257,23 @@ def gradients(
         c_rows = gl.load(C + at_pro[:, None] * C_row + n_pro[None, :], mask=here_pro, other=0.0)
         if HAS_Z:
             gate = gl.load(z + at[:, None] * z_row + d_row[None, :], mask=here, other=0.0).to(gl.float32)
+        out_tile = (batch * length + first) * channels  # the rest of an offset fits 32 bits
         kept_here = kept + (batch * (gl.cdiv(length, T) + 1) + first // T) * channels * N + state_at
         h = gl.load(kept_here, mask=inside, other=0.0)
         gl.thread_barrier()
         dt = raw.to(gl.float32) + step_bias
         if SOFTPLUS:
-            as_tile(s_tile, T, BLOCK_D, shared).store(reciprocal(1.0 + exp2(-dt * LOG2E)))
+            fill(s_tile, sigmoid(dt))
             dt = softplus(dt)
-        as_tile(dt_tile, T, BLOCK_D, shared).store(gl.where(here, dt, 0.0))
-        as_tile(x_tile, T, BLOCK_D, shared).store(x)
+        fill(dt_tile, gl.where(here, dt, 0.0))
+        fill(x_tile, x)
         if HAS_Z:
-            s = reciprocal(1.0 + exp2(-gate * LOG2E))
-            as_tile(w_tile, T, BLOCK_D, shared).store(g * s * (1.0 + gate * (1.0 - s)))
+            s = sigmoid(gate)
+            fill(w_tile, g * s * (1.0 + gate * (1.0 - s)))
             g *= gate * s
-        as_tile(g_tile, T, BLOCK_D, shared).store(g)
-        as_tile(B_tile, T, N, shared).store(b_rows.to(gl.float32))
-        as_tile(C_tile, T, N, shared).store(c_rows.to(gl.float32))
+        fill(g_tile, g)
+        fill(B_tile, b_rows.to(gl.float32))
+        fill(C_tile, c_rows.to(gl.float32))
         gl.thread_barrier()
 
         # states before groups 1 to the last but one go to shared memory; that before the first is `kept`'s, and that
@@ -314,7 +306,7 @@ def gradients(
             for i in gl.static_range(GROUP - 1, -1, -1):
                 t = k * GROUP + i
                 here_now = d_inside & (first + t < end)
-                out_at = out + (first + t).to(gl.int64) * channels
+                out_at = t * channels + d
                 dt_now = dt_tile.index(t).load(over_d)
                 x_now = x_tile.index(t).load(over_d)
                 g_now = g_tile.index(t).load(over_d)
@@ -323,21 +315,25 @@ def gradients(
                 if HAS_Z:
                     y = gl.sum(states[i + 1] * c_now, axis=1) + skip * x_now
                     y *= w_tile.index(t).load(over_d)
-                    gl.store(dz + out_at, y.to(dz.dtype.element_ty), mask=here_now)
+                    gl.store(dz + out_tile + out_at, y.to(dz.dtype.element_ty), mask=here_now)
                 G = carry + g_now[:, None] * c_now
                 parts = parts + (
                     sum_in_lane(G * (dt_now * x_now)[:, None], SD),
                     sum_in_lane(states[i + 1] * g_now[:, None], SD),
                 )
                 through_input = gl.sum(G * b, axis=1)
-                gl.store(du + out_at, (dt_now * through_input + skip * g_now).to(du.dtype.element_ty), mask=here_now)
+                gl.store(
+                    du + out_tile + out_at,
+                    (dt_now * through_input + skip * g_now).to(du.dtype.element_ty),
+                    mask=here_now,
+                )
                 carry = decays[i] * G
                 d_exponent = carry * states[i]
                 dA_sum += d_exponent * dt_now[:, None]
                 d_dt = x_now * through_input + LN2 * gl.sum(d_exponent * a2, axis=1)
                 if SOFTPLUS:
                     d_dt *= s_tile.index(t).load(over_d)
-                gl.store(ddelta + out_at, d_dt.to(ddelta.dtype.element_ty), mask=here_now)
+                gl.store(ddelta + out_tile + out_at, d_dt.to(ddelta.dtype.element_ty), mask=here_now)
                 dD_sum += g_now * x_now
                 dbias_sum += gl.where(here_now, d_dt, 0.0)
             store_sums(dBC, parts, first + k * GROUP, end, N, LN, GROUP, BLOCK_D, SD)

@@ -22,10 +22,18 @@ import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-LOG2E = gl.constexpr(1.4426950408889634)
-
-
-SIZES = ["length", "chunk", "n_chunks", "kept_every", "kept_slots"]
+from mamba_seq.kernels.selective_scan._gluon_tiles import (
+    LOG2E,
+    SIZES,
+    exp2,
+    fill,
+    load_layout,
+    locate,
+    new_tile,
+    sigmoid,
+    softplus,
+    state_layout,
+)
 
 
 @gluon.jit(do_not_specialize=SIZES)
@@ -76,24 +84,13 @@ def scan_chunks(
     # states (B, chunks + 1, D, N). Without OUTPUTS and KEEP: [:, c + 1] <- end state of chunk c from a zero start, and
     # sums (B, chunks, D) <- its sum of step sizes. Otherwise from the states [:, c] before each chunk: with OUTPUTS
     # y (B, L, D), with KEEP the state every kept_every steps, kept (B, kept_slots, D, N)
-    LN: gl.constexpr = N // SN
-    tile: gl.constexpr = gl.BlockedLayout([SD, SN], [32 // LN, LN], [num_warps, 1], [1, 0])
+    tile: gl.constexpr = state_layout(N, SD, SN, num_warps)
     over_d: gl.constexpr = gl.SliceLayout(1, tile)
     over_n: gl.constexpr = gl.SliceLayout(0, tile)
-    # how rows of u, delta, z come from memory: 8 elements a lane, and rows of B and C: 4
-    D_LANES: gl.constexpr = min(BLOCK_D // 8, 32)
-    rows: gl.constexpr = gl.BlockedLayout([1, 8], [32 // D_LANES, D_LANES], [num_warps, 1], [1, 0])
-    N_LANES: gl.constexpr = min(N // 4, 32)
-    projections: gl.constexpr = gl.BlockedLayout([1, 4], [32 // N_LANES, N_LANES], [num_warps, 1], [1, 0])
-    shared: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-    shared_row: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    rows: gl.constexpr = load_layout(BLOCK_D, 8, num_warps)
+    projections: gl.constexpr = load_layout(N, 4, num_warps)
 
-    blocks = gl.cdiv(channels, BLOCK_D)
-    block = gl.program_id(0) % blocks
-    c = (gl.program_id(0) // blocks) % n_chunks
-    batch = (gl.program_id(0) // (blocks * n_chunks)).to(gl.int64)
-    start = c * chunk
-    end = gl.minimum(start + chunk, length)
+    block, c, batch, start, end = locate(channels, chunk, n_chunks, length, BLOCK_D)
 
     d = block * BLOCK_D + gl.arange(0, BLOCK_D, layout=over_d)
     n = gl.arange(0, N, layout=over_n)
@@ -116,22 +113,21 @@ def scan_chunks(
     n_pro = gl.arange(0, N, layout=gl.SliceLayout(0, projections))
     group = block * BLOCK_D // width
 
-    dt_tile = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], shared_row)
-    v_tile = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], shared_row)
-    B_tile = gl.allocate_shared_memory(gl.float32, [T, N], shared_row)
+    dt_tile = new_tile(T, BLOCK_D)
+    v_tile = new_tile(T, BLOCK_D)
+    B_tile = new_tile(T, N)
     if OUTPUTS:
         skip = gl.load(D + d_row, mask=d_in, other=0.0)[None, :]
-        C_tile = gl.allocate_shared_memory(gl.float32, [T, N], shared_row)
-        skip_tile = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], shared_row)
+        C_tile = new_tile(T, N)
+        skip_tile = new_tile(T, BLOCK_D)
         if HAS_Z:
-            gate_tile = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], shared_row)
+            gate_tile = new_tile(T, BLOCK_D)
 
     u += batch * u_batch
     delta += batch * delta_batch
     z += batch * z_batch
     B += batch * B_batch + group * B_group
     C += batch * C_batch + group * C_group
-    y += batch * length * channels
 
     at_row = t_row.to(gl.int64)[:, None]
     at_pro = t_pro.to(gl.int64)[:, None]
@@ -163,18 +159,18 @@ def scan_chunks(
         dt = gl.where(here, dt, 0.0)
         x = x_raw.to(gl.float32)
         gl.thread_barrier()  # the tile before has been read
-        as_tile(dt_tile, T, BLOCK_D, shared).store(dt)
-        as_tile(v_tile, T, BLOCK_D, shared).store(dt * x)
-        as_tile(B_tile, T, N, shared).store(b_rows.to(gl.float32))
+        fill(dt_tile, dt)
+        fill(v_tile, dt * x)
+        fill(B_tile, b_rows.to(gl.float32))
         if OUTPUTS:
-            as_tile(C_tile, T, N, shared).store(c_rows.to(gl.float32))
+            fill(C_tile, c_rows.to(gl.float32))
             if HAS_Z:
                 gate = z_raw.to(gl.float32)
                 gate = gate * sigmoid(gate)
-                as_tile(gate_tile, T, BLOCK_D, shared).store(gate)
-                as_tile(skip_tile, T, BLOCK_D, shared).store(skip * x * gate)
+                fill(gate_tile, gate)
+                fill(skip_tile, skip * x * gate)
             else:
-                as_tile(skip_tile, T, BLOCK_D, shared).store(skip * x)
+                fill(skip_tile, skip * x)
         gl.thread_barrier()
         # the next tile is on its way while the recurrence runs through this one
         row = first.to(gl.int64) + T
@@ -187,7 +183,7 @@ def scan_chunks(
             c_rows = gl.load(C + row * C_row, mask=here_pro, other=0.0)
             if HAS_Z:
                 z_raw = gl.load(z + row * z_row, mask=here, other=0.0)
-        y_here = y + first.to(gl.int64) * channels + d
+        y_tile = y + (batch * length + first) * channels  # the rest of an offset fits 32 bits
         for group_start in range(0, T, STEPS):
             for i in gl.static_range(STEPS):
                 t = group_start + i
@@ -200,7 +196,9 @@ def scan_chunks(
                     if HAS_Z:
                         now *= gate_tile.index(t).load(over_d)
                     now += skip_tile.index(t).load(over_d)
-                    gl.store(y_here + t * channels, now.to(y.dtype.element_ty), mask=(d < channels) & (first + t < end))
+                    gl.store(
+                        y_tile + (t * channels + d), now.to(y.dtype.element_ty), mask=(d < channels) & (first + t < end)
+                    )
                 else:
                     total += dt_now
         first += T
@@ -211,39 +209,6 @@ def scan_chunks(
     elif not KEEP:
         gl.store(states + slot + channels * N + state_at, h, mask=inside)
         gl.store(sums + (batch * n_chunks + c) * channels + d, total, mask=d < channels)
-
-
-@gluon.jit
-def as_tile(rows, T: gl.constexpr, WIDTH: gl.constexpr, shared: gl.constexpr):
-    return rows._reinterpret(gl.float32, [T, WIDTH], shared)
-
-
-@gluon.jit
-def exp2(x):
-    return gl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
-
-
-@gluon.jit
-def reciprocal(x):
-    return gl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
-
-
-@gluon.jit
-def sigmoid(x):
-    return reciprocal(1.0 + exp2(-x * LOG2E))
-
-
-@gluon.jit
-def softplus(x):
-    # as in _triton_math.py
-    e = exp2(-gl.abs(x) * LOG2E)
-    s = e * reciprocal(2.0 + e)
-    q = s * s
-    p = 0.28191546 * q + 0.27957666
-    p = p * q + 0.40025115
-    p = p * q + 0.66666311
-    p = p * q + 2.0
-    return gl.maximum(x, 0.0) + s * p
 
 
 @triton.jit
@@ -267,7 +232,7 @@ def pass_states(
     batch = (tl.program_id(0) // blocks).to(tl.int64)
     e = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     inside = e < size
-    a2 = tl.load(A + e, mask=inside, other=0.0) * 1.4426950408889634
+    a2 = tl.load(A + e, mask=inside, other=0.0) * LOG2E
     if REVERSE:
         states += (batch * (n_chunks + 1) + n_chunks) * size + e
         sums += (batch * n_chunks + n_chunks - 1) * channels + e // N

@@ -38,7 +38,7 @@ class Launch(NamedTuple):
 
 WIDE = Launch(2, 8, 1, 4, None)  # fewest instructions a state
 NARROW = Launch(1, 4, 4, 4, None)  # four times as many warps, where batch and channels are few
-MIDDLE = Launch(1, 8, 2, 4, None)
+MIDDLE = Launch(1, 8, 2, 4, 128)
 GRADIENTS = Launch(2, 8, 1, 2, 224)
 GRADIENTS_NARROW = Launch(1, 8, 1, 4, None)
 
