@@ -43,8 +43,8 @@ INTERPRETED: dict[str, dict[str, Any]] = {
     "groups": {"L": 34, "D": 4, "groups": 2},
     "groups-of-two-blocks": {"L": 2, "D": 70, "groups": 2},
     "every-channel-a-group": {"L": 3, "D": 3, "groups": 3, "dtype": "bf16"},
-    "B": {"L": 34, "constant": "B"},
-    "C": {"L": 34, "constant": "C"},
+    "B": {"L": 5, "constant": "B"},
+    "C": {"L": 5, "constant": "C"},
     "BC": {"L": 34, "constant": "BC"},
     "BC-wide": {"L": 3, "D": 35, "N": 5, "constant": "BC", "dtype": "fp16"},
     "groups-B": {"L": 5, "D": 4, "groups": 2, "constant": "B"},
@@ -54,7 +54,7 @@ INTERPRETED: dict[str, dict[str, Any]] = {
     "complex-groups": {"L": 5, "D": 4, "groups": 2, "complex_A": True},
     "complex-B": {"L": 5, "constant": "B", "complex_A": True},
     "complex-C": {"L": 5, "constant": "C", "complex_A": True},
-    "complex-BC": {"L": 34, "constant": "BC", "complex_A": True},
+    "complex-BC": {"L": 5, "constant": "BC", "complex_A": True},
 }
 
 
