@@ -38,12 +38,13 @@ INTERPRETED: dict[str, dict[str, Any]] = {
     "packed-fp16-complex-C": {"cut": SHORT, "dtype": "fp16", "constant": "C", "complex_A": True},
     "packed-with-a-piece-of-no-steps": {"cut": EMPTY_PIECE, "D": 1},
     "packed-one-base": {"cut": [0, 1]},
-    "packed-complex-groups-B": {"cut": MIXED, "D": 2, "N": 2, "groups": 2, "constant": "B", "complex_A": True},
+    "packed-groups": {"cut": SHORT, "D": 4, "groups": 2},
+    "packed-complex-B": {"cut": MIXED, "D": 2, "N": 2, "constant": "B", "complex_A": True},
     "groups": {"L": 34, "D": 4, "groups": 2},
     "groups-of-two-blocks": {"L": 2, "D": 70, "groups": 2},
     "every-channel-a-group": {"L": 3, "D": 3, "groups": 3, "dtype": "bf16"},
-    "B": {"L": 34, "constant": "B"},
-    "C": {"L": 34, "constant": "C"},
+    "B": {"L": 5, "constant": "B"},
+    "C": {"L": 5, "constant": "C"},
     "BC": {"L": 34, "constant": "BC"},
     "BC-wide": {"L": 3, "D": 35, "N": 5, "constant": "BC", "dtype": "fp16"},
     "groups-B": {"L": 5, "D": 4, "groups": 2, "constant": "B"},
@@ -53,7 +54,7 @@ INTERPRETED: dict[str, dict[str, Any]] = {
     "complex-groups": {"L": 5, "D": 4, "groups": 2, "complex_A": True},
     "complex-B": {"L": 5, "constant": "B", "complex_A": True},
     "complex-C": {"L": 5, "constant": "C", "complex_A": True},
-    "complex-BC": {"L": 34, "constant": "BC", "complex_A": True},
+    "complex-BC": {"L": 5, "constant": "BC", "complex_A": True},
 }
 
 
