@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mamba_seq.kernels._checks import check_causal_conv1d, check_devices, check_dtype, check_shape, check_taps
-from mamba_seq.kernels._dispatch import choose_backend, implementation
+from mamba_seq.kernels._dispatch import choose_backend, implementation, outside_compiled_cases
 from mamba_seq.kernels.causal_conv1d.function import CausalConv1d
 from mamba_seq.kernels.causal_conv1d.reference import (
     causal_conv1d_reference,
@@ -16,8 +16,6 @@ from mamba_seq.kernels.causal_conv1d.reference import (
 )
 
 __all__ = ["causal_conv1d", "causal_conv1d_update"]
-
-COMPILED = ("cpu", "triton")
 
 
 def causal_conv1d(
@@ -51,8 +49,7 @@ def causal_conv1d(
         RuntimeError: when a named backend cannot run the case.
     """
     check_causal_conv1d(x, weight, bias, activation, initial_state, cu_seqlens)
-    unsupported = {backend_: _outside_compiled_case(backend_, x, cu_seqlens) for backend_ in COMPILED}
-    chosen = choose_backend("causal_conv1d", backend, x.device, unsupported)
+    chosen = choose_backend("causal_conv1d", backend, x.device, outside_compiled_cases(x.dtype))
     if chosen == "reference" or x.shape[1] == 0:
         y = causal_conv1d_reference(x, weight, bias, activation, initial_state, cu_seqlens)
     else:
@@ -92,18 +89,8 @@ def causal_conv1d_update(
     check_dtype("state", state, (x.dtype,))
     check_shape("state", state, (*x.shape, weight.shape[1] - 1), "(B, D, K-1)")
     check_devices("x", x.device, state=state, weight=weight, bias=bias)
-    unsupported = {backend_: _outside_compiled_case(backend_, x, None) for backend_ in COMPILED}
-    chosen = choose_backend("causal_conv1d_update", backend, x.device, unsupported)
+    chosen = choose_backend("causal_conv1d_update", backend, x.device, outside_compiled_cases(x.dtype))
     if chosen == "reference":
         return causal_conv1d_update_reference(x, state, weight, bias, activation)
     y: Tensor = implementation("causal_conv1d", chosen).causal_conv1d_update(x, state, weight, bias, activation)
     return y
-
-
-def _outside_compiled_case(backend: str, x: Tensor, cu_seqlens: Tensor | None) -> str | None:
-    """Say why a compiled implementation cannot run a case of the contract yet, or None."""
-    if x.dtype == torch.float64:
-        return "float64 runs on the reference only"
-    if cu_seqlens is not None and backend != "cpu":
-        return "packed sequences (cu_seqlens) run on the reference and the CPU only"
-    return None

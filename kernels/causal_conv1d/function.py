@@ -6,7 +6,7 @@ A backend module (`cpu`, `triton`) offers two functions, without autograd:
     backward(dy, x, weight, bias, activation, initial_state[, cu_seqlens])
         -> dx, dweight, dbias, dinitial_state; None where the input was None
 
-`cu_seqlens` is given only where sequences are packed, to a backend that can (see `__init__.py`).
+`cu_seqlens` is given only where sequences are packed.
 The pre-activation is recomputed in the backward pass, so only inputs are kept.
 """
 

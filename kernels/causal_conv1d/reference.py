@@ -46,11 +46,18 @@ def causal_conv1d_update_reference(
 
 def last_inputs(x: Tensor, K: int, initial_state: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
     """Return the last K - 1 inputs of each sequence, reaching back into the initial state where it is shorter."""
-    histories = []
-    for piece, state in _sequences(x, K, initial_state, cu_seqlens):
+    if cu_seqlens is None:
+        [(piece, state)] = _sequences(x, K, initial_state, None)
         recent = piece[:, max(0, piece.shape[1] - K + 1) :].transpose(1, 2)
-        histories.append(torch.cat([state, recent], dim=2)[..., -(K - 1) :])
-    return torch.cat(histories)
+        return torch.cat([state, recent], dim=2)[..., -(K - 1) :].contiguous()
+    # without a look at the boundaries from here: on a GPU that would wait for everything before
+    starts, ends = cu_seqlens[:-1, None].long(), cu_seqlens[1:, None].long()
+    at = ends + torch.arange(1 - K, 0, device=x.device)  # (S, K-1)
+    recent = x[0, at.clamp(min=0)].transpose(1, 2)  # (S, D, K-1)
+    if initial_state is None:
+        return torch.where((at >= starts)[:, None], recent, 0)
+    back = (at - starts + (K - 1)).clamp(max=K - 2)[:, None].expand_as(recent)
+    return torch.where((at >= starts)[:, None], recent, initial_state.gather(2, back))
 
 
 def _sequences(

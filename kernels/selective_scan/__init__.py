@@ -7,15 +7,13 @@ with their own backward; `function.py` binds those two to autograd.
 import torch
 from torch import Tensor
 
-from mamba_seq.kernels._checks import ScanShape, check_selective_scan
-from mamba_seq.kernels._dispatch import choose_backend, implementation
+from mamba_seq.kernels._checks import check_selective_scan
+from mamba_seq.kernels._dispatch import choose_backend, implementation, outside_compiled_cases
 from mamba_seq.kernels.selective_scan.function import SelectiveScan
 from mamba_seq.kernels.selective_scan.reference import selective_scan_reference, selective_state_update_reference
-from mamba_seq.kernels.selective_scan.step import check_step, unsupported_step
+from mamba_seq.kernels.selective_scan.step import check_step
 
 __all__ = ["selective_scan", "selective_state_update"]
-
-COMPILED = ("cpu", "triton")
 
 
 def selective_scan(
@@ -63,8 +61,7 @@ def selective_scan(
         RuntimeError: when a named backend cannot run the case.
     """
     shape = check_selective_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens)
-    unsupported = {backend_: _outside_compiled_case(backend_, u, A, B, C, shape, cu_seqlens) for backend_ in COMPILED}
-    chosen = choose_backend("selective_scan", backend, u.device, unsupported)
+    chosen = choose_backend("selective_scan", backend, u.device, outside_compiled_cases(u.dtype))
     arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state)
     if chosen == "reference" or shape.L == 0:
         y, final_state = selective_scan_reference(*arguments, cu_seqlens)
@@ -114,28 +111,9 @@ def selective_state_update(
         RuntimeError: when a named backend cannot run the case.
     """
     check_step(state, u, delta, A, B, C, D, z, delta_bias)
-    chosen = choose_backend("selective_state_update", backend, u.device, unsupported_step(u, A, B, C))
+    chosen = choose_backend("selective_state_update", backend, u.device, outside_compiled_cases(u.dtype))
     if chosen == "reference":
         update = selective_state_update_reference
     else:
         update = implementation("selective_scan", chosen).selective_state_update
     return update(state, u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-
-
-def _outside_compiled_case(
-    backend: str, u: Tensor, A: Tensor, B: Tensor, C: Tensor, shape: ScanShape, cu_seqlens: Tensor | None
-) -> str | None:
-    """Say why a compiled implementation cannot run a case of the contract yet, or None."""
-    if u.dtype == torch.float64:
-        return "float64 runs on the reference only"
-    if backend == "cpu":
-        return None
-    if A.is_complex():
-        return "complex A runs on the reference and the CPU only"
-    if shape.G > 1:
-        return f"{shape.G} groups of B and C run on the reference and the CPU only"
-    if B.dim() == 2 or C.dim() == 2:
-        return "B or C constant over time runs on the reference and the CPU only"
-    if cu_seqlens is not None:
-        return "packed sequences (cu_seqlens) run on the reference and the CPU only"
-    return None

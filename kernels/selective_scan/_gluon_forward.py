@@ -154,7 +154,7 @@ def scan_chunks(
             z_raw = gl.load(z + row * z_row, mask=here, other=0.0)
     while first < end:
         if KEEP:  # two conditions: the second is not known when the kernel is compiled  # noqa: SIM102
-            if (first - start) % kept_every == 0:
+            if first % kept_every == 0:
                 kept_slot = batch * kept_slots + first // kept_every
                 gl.store(kept + kept_slot * channels * N + state_at, h, mask=inside)
         dt = raw.to(gl.float32) + step_bias

@@ -9,7 +9,7 @@ A backend module (`cpu`, `triton`) offers two functions, without autograd:
              [, cu_seqlens])
         -> du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state; None where the input was None
 
-`cu_seqlens` is given only where sequences are packed, to a backend that can (see `__init__.py`).
+`cu_seqlens` is given only where sequences are packed.
 
 Only inputs and the states at chunk starts are kept: everything else is recomputed in the backward pass (Mamba, section
 3.3.2).

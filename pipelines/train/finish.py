@@ -130,6 +130,7 @@ def make_record(
         "labels": data.labels,
         "data_source": recipe.data_source,
         "data_licence": recipe.data_licence,
+        "unseen_genomes": recipe.data.test_root is not None,
         "split": f"by {recipe.data.split}; {held_out}, {recipe.data.validation_fraction:.0%} for validation.",
         "limits": recipe.limits,
         "context": recipe.context,
