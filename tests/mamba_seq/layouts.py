@@ -50,7 +50,10 @@ def run(
     joint = None if before is None else join(before)
     if layout == "packed":
         out, state = backbone(
-            torch.cat(sequences)[None], state=joint, return_state=True, cu_seqlens=boundaries(lengths)
+            torch.cat(sequences)[None],
+            state=joint,
+            return_state=True,
+            cu_seqlens=boundaries(lengths).to(sequences[0].device),
         )
         return Result(list(out[0].split(lengths)), part(state, len(sequences)))
     rows, mask = pad(sequences, layout)
@@ -66,7 +69,7 @@ def pad(sequences: list[Tensor], side: str, filling: float = 1e3) -> tuple[Tenso
     """Return sequences (L, ...) in rows, and their mask; there is some padding in every row."""
     width = max(map(len, sequences)) + 6
     rows = sequences[0].new_full((len(sequences), width, *sequences[0].shape[1:]), filling)
-    mask = torch.zeros(len(sequences), width, dtype=torch.bool)
+    mask = torch.zeros(len(sequences), width, dtype=torch.bool, device=rows.device)
     for i, sequence in enumerate(sequences):
         place = slice(0, len(sequence)) if side == "right" else slice(width - len(sequence), width)
         rows[i, place], mask[i, place] = sequence, True
@@ -100,5 +103,6 @@ def weighted_sum(tensors: list[Tensor]) -> Tensor:
     total: Tensor = torch.zeros(())
     for tensor in tensors:
         real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-        total = total + (real * torch.randn(real.shape, generator=generator, dtype=real.dtype)).sum()
+        weights = torch.randn(real.shape, generator=generator, dtype=real.dtype)
+        total = total + (real * weights.to(real.device)).sum()
     return total

@@ -66,6 +66,24 @@ def test_every_layout_is_the_sequences_alone(kind: str, dtype: torch.dtype, begu
         assert not wrong, f"{layout}: {wrong}"
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_layout_on_a_gpu(kind: str) -> None:
+    backbone = random_backbone(kind)
+    sequences = [torch.randn(length, 12) for length in LENGTHS[torch.float32]]
+    want = everything(backbone, sequences, None, "alone")
+    backbone.cuda()
+    for layout in ("alone", *LAYOUTS):
+        got = everything(backbone, [sequence.cuda() for sequence in sequences], None, layout)
+        errors = {name: relative_error(got[name], expected) for name, expected in want.items()}
+        wrong = {name: error for name, error in errors.items() if not error <= 1e-4}
+        assert not wrong, f"{layout}: {wrong}"
+    with torch.no_grad():
+        state = backbone.allocate_state(1)
+        for x, out in zip(sequences[0].cuda(), want["output 0"], strict=True):
+            assert (backbone.step(x[None], state)[0].cpu() - out).abs().max() <= 1e-4 * want["output 0"].abs().max()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_deep_stack_of_long_sequences(kind: str) -> None:
     """Rounding through ten blocks; 1e-4 is what a transform of 2,049 steps in each may cost."""

@@ -152,10 +152,9 @@ def test_a_negative_distance_of_checkpoints_is_refused() -> None:
 
 # dynamo warns of what it does itself, such as asking a tensor for .grad, and then stops at its own warning
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("every", [False, True])
-def test_a_compiled_backbone_is_the_same(every: bool) -> None:
+def test_a_compiled_backbone_with_checkpoints_is_the_same() -> None:
     backbone = random_backbone("time-invariant")
-    backbone.gradient_checkpointing = every
+    backbone.gradient_checkpointing = True
     hidden, found = torch.randn(2, 20, 12), []
     torch._dynamo.reset()
     for run in (backbone, torch.compile(backbone, backend="aot_eager")):
