@@ -24,6 +24,7 @@ from triton.experimental.gluon import language as gl
 from mamba_seq.kernels.selective_scan._gluon_tiles import (
     LOG2E,
     SIZES,
+    exchange_halves,
     exp2,
     fill,
     load_layout,
@@ -361,15 +362,6 @@ def sum_in_lane(x, SD: gl.constexpr):
 
 
 @gluon.jit
-def exchange(x, MASK: gl.constexpr):
-    # the value of the lane whose number differs by the bits of MASK
-    mask = gl.full(x.shape, MASK, gl.int32, layout=x.type.layout)
-    return gl.inline_asm_elementwise(
-        "shfl.sync.bfly.b32 $0, $1, $2, 0x1f, 0xffffffff;", "=f,f,r", [x, mask], dtype=gl.float32, is_pure=True, pack=1
-    )
-
-
-@gluon.jit
 def store_sums(
     dBC,
     parts,
@@ -386,31 +378,12 @@ def store_sums(
     row_layout: gl.constexpr = gl.SliceLayout(1, parts[0].type.layout)
     row = gl.arange(0, ROWS, layout=row_layout)
     n = gl.arange(0, N, layout=gl.SliceLayout(0, parts[0].type.layout))
-    which = gl.zeros([ROWS], gl.int32, layout=row_layout)
-    shared_by: gl.constexpr = max(ROWS // (2 * GROUP), 1)
-    left, which = exchange_halves(parts, which, row, LN, ROWS // 2, GROUP)
-    # which: 2 (GROUP - 1 - step) + (0 for dB, 1 for dC)
+    SHARERS: gl.constexpr = max(ROWS // (2 * GROUP), 1)  # lanes that end with the same sum
+    left = exchange_halves(parts, row[:, None], LN, ROWS // 2, GROUP)
+    which = row // SHARERS  # 2 (GROUP - 1 - step) + (0 for dB, 1 for dC)
     step = first + GROUP - 1 - which // 2
     at = dBC + (step.to(gl.int64) * 2 + which % 2)[:, None] * N + n[None, :]
-    gl.store(at, left[0], mask=((row % shared_by == 0) & (step < end))[:, None] & (n < N)[None, :])
-
-
-@gluon.jit
-def exchange_halves(values, which, row, LN: gl.constexpr, MASK: gl.constexpr, HALF: gl.constexpr):
-    # a lane with the bit MASK of its row set keeps the upper half of the values, and adds those of its partner
-    if MASK == 0:
-        return values, which
-    else:
-        if HALF == 0:
-            return exchange_halves((values[0] + exchange(values[0], MASK * LN),), which, row, LN, MASK // 2, 0)
-        else:
-            upper = (row & MASK) != 0
-            left = ()
-            for p in gl.static_range(HALF):
-                keep = gl.where(upper[:, None], values[p + HALF], values[p])
-                send = gl.where(upper[:, None], values[p], values[p + HALF])
-                left = left + (keep + exchange(send, MASK * LN),)
-            return exchange_halves(left, which + gl.where(upper, HALF, 0), row, LN, MASK // 2, HALF // 2)
+    gl.store(at, left[0], mask=((row % SHARERS == 0) & (step < end))[:, None] & (n < N)[None, :])
 
 
 @triton.jit(do_not_specialize=["size"])

@@ -25,6 +25,7 @@ from triton.experimental.gluon import language as gl
 from mamba_seq.kernels.selective_scan._gluon_tiles import (
     LOG2E,
     SIZES,
+    exchange_halves,
     exp2,
     fill,
     load_layout,
@@ -33,6 +34,7 @@ from mamba_seq.kernels.selective_scan._gluon_tiles import (
     sigmoid,
     softplus,
     state_layout,
+    step_lane_layout,
 )
 
 
@@ -84,6 +86,9 @@ def scan_chunks(
     # states (B, chunks + 1, D, N). Without OUTPUTS and KEEP: [:, c + 1] <- end state of chunk c from a zero start, and
     # sums (B, chunks, D) <- its sum of step sizes. Otherwise from the states [:, c] before each chunk: with OUTPUTS
     # y (B, L, D), with KEEP the state every kept_every steps, kept (B, kept_slots, D, N)
+    LN: gl.constexpr = N // SN
+    AT_ONCE: gl.constexpr = max(STEPS, LN)
+    by_lane: gl.constexpr = step_lane_layout(LN)
     tile: gl.constexpr = state_layout(N, SD, SN, num_warps)
     over_d: gl.constexpr = gl.SliceLayout(1, tile)
     over_n: gl.constexpr = gl.SliceLayout(0, tile)
@@ -92,7 +97,8 @@ def scan_chunks(
 
     block, c, batch, start, end = locate(channels, chunk, n_chunks, length, BLOCK_D)
 
-    d = block * BLOCK_D + gl.arange(0, BLOCK_D, layout=over_d)
+    d_first = block * BLOCK_D
+    d = d_first + gl.arange(0, BLOCK_D, layout=over_d)
     n = gl.arange(0, N, layout=over_n)
     state_at = d[:, None] * N + n[None, :]
     d_inside = (d < channels)[:, None]
@@ -105,13 +111,13 @@ def scan_chunks(
         h = gl.zeros([BLOCK_D, N], gl.float32, layout=tile)
     total = gl.zeros([BLOCK_D], gl.float32, layout=over_d)
 
-    d_row = block * BLOCK_D + gl.arange(0, BLOCK_D, layout=gl.SliceLayout(0, rows))
+    d_row = d_first + gl.arange(0, BLOCK_D, layout=gl.SliceLayout(0, rows))
     t_row = gl.arange(0, T, layout=gl.SliceLayout(1, rows))
     d_in = d_row < channels
     step_bias = gl.load(bias + d_row, mask=d_in, other=0.0)[None, :]
     t_pro = gl.arange(0, T, layout=gl.SliceLayout(1, projections))
     n_pro = gl.arange(0, N, layout=gl.SliceLayout(0, projections))
-    group = block * BLOCK_D // width
+    group = d_first // width
 
     dt_tile = new_tile(T, BLOCK_D)
     v_tile = new_tile(T, BLOCK_D)
@@ -119,9 +125,10 @@ def scan_chunks(
     if OUTPUTS:
         skip = gl.load(D + d_row, mask=d_in, other=0.0)[None, :]
         C_tile = new_tile(T, N)
-        skip_tile = new_tile(T, BLOCK_D)
+        skip_tile = gl.allocate_shared_memory(gl.float32, [T // LN, LN, BLOCK_D], by_lane)
+        gate_tile = skip_tile
         if HAS_Z:
-            gate_tile = new_tile(T, BLOCK_D)
+            gate_tile = gl.allocate_shared_memory(gl.float32, [T // LN, LN, BLOCK_D], by_lane)
 
     u += batch * u_batch
     delta += batch * delta_batch
@@ -167,10 +174,10 @@ def scan_chunks(
             if HAS_Z:
                 gate = z_raw.to(gl.float32)
                 gate = gate * sigmoid(gate)
-                fill(gate_tile, gate)
-                fill(skip_tile, skip * x * gate)
+                fill(gate_tile, gate, by_lane)
+                fill(skip_tile, skip * x * gate, by_lane)
             else:
-                fill(skip_tile, skip * x)
+                fill(skip_tile, skip * x, by_lane)
         gl.thread_barrier()
         # the next tile is on its way while the recurrence runs through this one
         row = first.to(gl.int64) + T
@@ -184,23 +191,25 @@ def scan_chunks(
             if HAS_Z:
                 z_raw = gl.load(z + row * z_row, mask=here, other=0.0)
         y_tile = y + (batch * length + first) * channels  # the rest of an offset fits 32 bits
-        for group_start in range(0, T, STEPS):
-            for i in gl.static_range(STEPS):
-                t = group_start + i
-                dt_now = dt_tile.index(t).load(over_d)
-                v_now = v_tile.index(t).load(over_d)
-                b = B_tile.index(t).load(over_n)
-                h = exp2(dt_now[:, None] * a2) * h + v_now[:, None] * b[None, :]
+        for several in range(0, T, AT_ONCE):
+            for few in gl.static_range(0, AT_ONCE, LN):
+                shares = ()  # of LN steps, what each lane's states add to y
+                for i in gl.static_range(LN):
+                    t = several + few + i
+                    dt_now = dt_tile.index(t).load(over_d)
+                    v_now = v_tile.index(t).load(over_d)
+                    b = B_tile.index(t).load(over_n)
+                    h = exp2(dt_now[:, None] * a2) * h + v_now[:, None] * b[None, :]
+                    if OUTPUTS:
+                        shares = shares + (sum_over_states(h * C_tile.index(t).load(over_n)[None, :], SN),)
+                    else:
+                        total += dt_now
                 if OUTPUTS:
-                    now = gl.sum(h * C_tile.index(t).load(over_n)[None, :], axis=1)
-                    if HAS_Z:
-                        now *= gate_tile.index(t).load(over_d)
-                    now += skip_tile.index(t).load(over_d)
-                    gl.store(
-                        y_tile + (t * channels + d), now.to(y.dtype.element_ty), mask=(d < channels) & (first + t < end)
+                    gate_here = gate_tile.index((several + few) // LN)
+                    skip_here = skip_tile.index((several + few) // LN)
+                    store_outputs(
+                        y_tile, shares, gate_here, skip_here, several + few, end - first, channels, d_first, LN, HAS_Z
                     )
-                else:
-                    total += dt_now
         first += T
 
     if OUTPUTS:
@@ -209,6 +218,26 @@ def scan_chunks(
     elif not KEEP:
         gl.store(states + slot + channels * N + state_at, h, mask=inside)
         gl.store(sums + (batch * n_chunks + c) * channels + d, total, mask=d < channels)
+
+
+@gluon.jit
+def store_outputs(y, shares, gate, skip, t, end, channels, d_first, LN: gl.constexpr, HAS_Z: gl.constexpr):
+    # add up what the lanes of a channel have of LN steps from t on; lane i then finishes step t + i
+    layout: gl.constexpr = shares[0].type.layout
+    i = gl.arange(0, LN, layout=gl.SliceLayout(0, layout))[None, :]
+    d = d_first + gl.arange(0, shares[0].shape[0], layout=gl.SliceLayout(1, layout))[:, None]
+    now = exchange_halves(shares, i, 1, LN // 2, LN // 2)[0]
+    if HAS_Z:
+        now *= gate.permute((1, 0)).load(layout)
+    now += skip.permute((1, 0)).load(layout)
+    inside = (d < channels) & (t + i < end)
+    gl.store(y + ((t + i) * channels + d), now.to(y.dtype.element_ty), mask=inside)
+
+
+@gluon.jit
+def sum_over_states(x, SN: gl.constexpr):
+    # (BLOCK_D, N) -> (BLOCK_D, N / SN): a lane's states
+    return gl.sum(gl.reshape(x, [x.shape[0], x.shape[1] // SN, SN]), axis=2)
 
 
 @triton.jit

@@ -1,4 +1,5 @@
 """What the Gluon kernels of the scan share: layouts, who works on what, tiles in shared memory, special functions."""
+# ruff: noqa: RUF005
 # mypy: ignore-errors
 
 from triton.experimental import gluon
@@ -43,10 +44,45 @@ def new_tile(T: gl.constexpr, WIDTH: gl.constexpr):
     return gl.allocate_shared_memory(gl.float32, [T, WIDTH], ROW)
 
 
+@gluon.constexpr_function
+def step_lane_layout(lanes):
+    """Return the layout of rows of which `lanes` lanes read one each: what they read lies in different banks."""
+    return gl.SwizzledSharedLayout(max(32 // lanes, 1), 1, lanes, [1, 0])
+
+
 @gluon.jit
-def fill(rows, values):
+def fill(rows, values, layout: gl.constexpr = MATRIX):
     # write a whole tile (T, WIDTH)
-    rows._reinterpret(gl.float32, values.shape, MATRIX).store(values.to(gl.float32))
+    rows._reinterpret(gl.float32, values.shape, layout).store(values.to(gl.float32))
+
+
+@gluon.jit
+def exchange(x, MASK: gl.constexpr):
+    # the value of the lane whose number differs by the bits of MASK
+    mask = gl.full(x.shape, MASK, gl.int32, layout=x.type.layout)
+    return gl.inline_asm_elementwise(
+        "shfl.sync.bfly.b32 $0, $1, $2, 0x1f, 0xffffffff;", "=f,f,r", [x, mask], dtype=gl.float32, is_pure=True, pack=1
+    )
+
+
+@gluon.jit
+def exchange_halves(values, lane, STRIDE: gl.constexpr, MASK: gl.constexpr, HALF: gl.constexpr):
+    # Sum several values over 2 MASK lanes, numbered `lane`, STRIDE apart in the warp. A lane with the bit MASK keeps
+    # the upper half of the values, of which 2 HALF came, and adds those of its partner: half as many are left each
+    # time. With as many values as lanes, lane i ends with the sum of value i; with fewer, several lanes with the same
+    if MASK == 0:
+        return values
+    else:
+        if HALF == 0:
+            return exchange_halves((values[0] + exchange(values[0], MASK * STRIDE),), lane, STRIDE, MASK // 2, 0)
+        else:
+            upper = (lane & MASK) != 0
+            left = ()
+            for p in gl.static_range(HALF):
+                keep = gl.where(upper, values[p + HALF], values[p])
+                send = gl.where(upper, values[p], values[p + HALF])
+                left = left + (keep + exchange(send, MASK * STRIDE),)
+            return exchange_halves(left, lane, STRIDE, MASK // 2, HALF // 2)
 
 
 @gluon.jit
