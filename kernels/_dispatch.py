@@ -56,6 +56,12 @@ def choose_backend(op: str, asked: str | None, device: torch.device, unsupported
     return "reference"
 
 
+def outside_compiled_cases(dtype: torch.dtype) -> dict[str, str | None]:
+    """Say, for each compiled backend, why it cannot run an input of a type whatever the operator, or None."""
+    reason = "float64 runs on the reference only" if dtype == torch.float64 else None
+    return {"cpu": reason, "triton": reason}
+
+
 @functools.cache  # a step takes microseconds, and so does an import of what is imported already
 def implementation(op: str, backend: str) -> ModuleType:
     """Import the module of a folder `op` that implements a compiled backend; only then is Numba or Triton loaded."""

@@ -1,8 +1,9 @@
-"""Exponential, reciprocal, softplus and sigmoid for Triton kernels, on the GPU and in Triton's interpreter.
+"""Exponential, reciprocal, softplus, sigmoid and turns for Triton kernels, on the GPU and in Triton's interpreter.
 
 On the GPU, exponential and reciprocal are single instructions of the special-function unit (2 units in the last place,
 denormals flushed to zero), written as inline assembly since `tl.exp2` and a division cost several each. Triton's
-interpreter knows no assembly; there they are the plain operations. That is all that differs between the two.
+interpreter knows no assembly, and rounds twice in a fused multiply-add; there they are the plain operations, the last
+one in float64. That is all that differs between the two.
 """
 # mypy: ignore-errors
 
@@ -14,6 +15,10 @@ from mamba_seq.kernels._dispatch import triton_interpreted
 APPROXIMATE = tl.constexpr(not triton_interpreted())
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+TURNS = tl.constexpr(0.15915494309189535)  # in a radian
+TURN = tl.constexpr(6.2831854820251465)  # in radians, rounded to float32
+TURN_EXCESS = tl.constexpr(1.7484556025237907e-07)  # what rounding has added
+TO_INTEGER = tl.constexpr(12582912.0)  # 1.5 2^23: added and taken away again, it rounds to the nearest integer
 
 # the interpreter sets itself up anew at every call of a jitted function, 2 ms each; a plain function runs in the
 # caller's
@@ -54,3 +59,40 @@ def softplus(x):
 def sigmoid(x):
     # exp2 of a large argument is infinite and its reciprocal 0: the limit is right at both ends
     return reciprocal(1.0 + exp2(-x * LOG2E))
+
+
+@device_function
+def fma(x, y, z):
+    # x y + z, rounded once
+    if APPROXIMATE:
+        return tl.fma(x, y, z)
+    else:
+        return (x.to(tl.float64) * y + z).to(tl.float32)
+
+
+@device_function
+def turn(x, y):
+    """Return cosine and sine of x y, to 1e-6 up to a million radians; beyond, whatever they are, numbers of size 1.
+
+    Errors of the angle add up over the memory of a state, so what rounding has added to x y is taken away again after
+    whole turns are, in two parts. Sine and cosine of half the angle (minimax, errors 4e-9 and 2e-10) are needed on half
+    a turn only. sin.approx would be off by 5e-7 even there, and costs as much as a polynomial.
+    """
+    angle = x * y
+    excess = fma(-x, y, angle)
+    turns = (angle * TURNS + TO_INTEGER) - TO_INTEGER
+    rest = fma(turns, TURN_EXCESS, fma(turns, -TURN, angle)) - excess
+    rest = tl.where(tl.abs(rest) < 4.0, rest, rest - rest)  # beyond: any angle, but a number, and NaN for NaN
+    half = 0.5 * rest
+    q = half * half
+    p = 2.6051955e-6 * q - 1.9809059e-4
+    p = p * q + 8.33305065e-3
+    p = p * q - 1.6666658e-1
+    sine = half * (p * q + 1.0)
+    p = -2.6051202e-7 * q + 2.4760146e-5
+    p = p * q - 1.38883607e-3
+    p = p * q + 4.16666344e-2
+    p = p * q - 0.5
+    cosine = p * q + 1.0
+    twice = sine + sine
+    return 1.0 - twice * sine, twice * cosine

@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from mamba_seq.block import Mamba, MambaState
     from mamba_seq.config import MambaConfig, ModelConfig
     from mamba_seq.errors import ModelError, UnknownModelError
-    from mamba_seq.heads import LanguageModel, SequenceClassifier
+    from mamba_seq.heads import (
+        CTCModel,
+        LanguageModel,
+        MultiLabelClassifier,
+        SequenceClassifier,
+        SequenceRegressor,
+        TokenClassifier,
+        TokenRegressor,
+    )
     from mamba_seq.interop import export_hf, export_mamba_ssm
     from mamba_seq.loading import from_pretrained
 
@@ -25,6 +33,11 @@ _HOME = {
     "MambaState": "block",
     "Backbone": "backbone",
     "SequenceClassifier": "heads",
+    "MultiLabelClassifier": "heads",
+    "SequenceRegressor": "heads",
+    "TokenClassifier": "heads",
+    "TokenRegressor": "heads",
+    "CTCModel": "heads",
     "LanguageModel": "heads",
     "from_pretrained": "loading",
     "export_hf": "interop",
@@ -35,13 +48,18 @@ _HOME = {
 
 __all__ = [
     "Backbone",
+    "CTCModel",
     "LanguageModel",
     "Mamba",
     "MambaConfig",
     "MambaState",
     "ModelConfig",
     "ModelError",
+    "MultiLabelClassifier",
     "SequenceClassifier",
+    "SequenceRegressor",
+    "TokenClassifier",
+    "TokenRegressor",
     "UnknownModelError",
     "__version__",
     "export_hf",

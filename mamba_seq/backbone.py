@@ -10,20 +10,29 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mamba_seq.block import Mamba, MambaState
 from mamba_seq.config import MambaConfig
+from mamba_seq.padding import at_least_float32, check_layout
 
 BackboneState = list[MambaState]
 """One state a block, first block first."""
 
 
 class Backbone(nn.Module):
-    """`n_layer` residual Mamba blocks and a final normalisation (arXiv 2312.00752, section 3.4)."""
+    """`n_layer` residual Mamba blocks and a final normalisation (arXiv 2312.00752, section 3.4).
+
+    Attributes:
+        gradient_checkpointing: keep only the residual stream of every k-th block for the backward pass, and compute the
+            blocks again from it there: the same gradients for less memory and one more forward pass. True is every
+            block, an integer every k-th, False (as it starts) none. Not part of a saved model.
+    """
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
         self.config = config
+        self.gradient_checkpointing: bool | int = False
         self.layers = nn.ModuleList(ResidualBlock(config) for _ in range(config.n_layer))
         self.norm = make_norm(config)
         with torch.no_grad():
@@ -37,7 +46,12 @@ class Backbone(nn.Module):
         return cast("list[ResidualBlock]", list(self.layers))
 
     def forward(
-        self, hidden: Tensor, mask: Tensor | None = None, state: BackboneState | None = None, return_state: bool = False
+        self,
+        hidden: Tensor,
+        mask: Tensor | None = None,
+        state: BackboneState | None = None,
+        return_state: bool = False,
+        cu_seqlens: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, BackboneState]:
         """Run the stack over a sequence, or over a chunk that continues `state`.
 
@@ -46,21 +60,30 @@ class Backbone(nn.Module):
             mask: bool (B, L), true at real positions; padding left or right of a sequence changes nothing.
             state: what the blocks remember of the sequence so far; None starts it.
             return_state: also return their state after the last real position.
+            cu_seqlens: boundaries (S+1,) int32 of S sequences laid end to end along L with B = 1, strictly increasing
+                from 0 to L; nothing passes from one sequence to the next, and states are (S, ...). Not with a mask.
 
         Returns:
             (B, L, d_model) in the weights' type, and the state if asked for.
 
         Raises:
-            ValueError: for a mask of another shape or type, or a state of another number of blocks.
+            ValueError: for a mask of another shape or type, a mask and boundaries, boundaries that are none, or a state
+                of another number of blocks.
         """
-        residual = hidden.float() if self.config.residual_in_fp32 else hidden
+        check_layout(hidden, mask, cu_seqlens)
         self._check_state(state)
+        size = self._segment_size()
+        residual = self._residual(hidden)
         new_state: BackboneState = []
-        for i, layer in enumerate(self.layers):
-            residual = layer(residual, mask, None if state is None else state[i], return_state)
-            if return_state:
-                residual, layer_state = residual
-                new_state.append(layer_state)
+        for first in range(0, len(self.layers), size):
+            blocks = slice(first, first + size)
+            before = None if state is None else state[blocks]
+            arguments = (blocks, residual, mask, before, return_state, cu_seqlens)
+            if self._checkpoints():
+                residual, after = checkpoint(self._run, *arguments, use_reentrant=False)
+            else:
+                residual, after = self._run(*arguments)
+            new_state += after
         out = self.norm(residual.to(self.norm.weight.dtype))
         return (out, new_state) if return_state else out
 
@@ -68,15 +91,52 @@ class Backbone(nn.Module):
     def step(self, hidden: Tensor, state: BackboneState) -> Tensor:
         """Advance every block one position, changing `state` in place; (B, d_model) to (B, d_model), no gradient."""
         self._check_state(state)
-        residual = hidden.float() if self.config.residual_in_fp32 else hidden
+        residual = self._residual(hidden)
         for block, block_state in zip(self.blocks, state, strict=True):
             residual = block.step(residual, block_state)
         out: Tensor = self.norm(residual.to(self.norm.weight.dtype))
         return out
 
     def allocate_state(self, batch: int) -> BackboneState:
-        """Return the state of `batch` sequences before their first position."""
+        """Return the state of `batch` sequences, padded or packed, before their first position."""
         return [block.mixer.allocate_state(batch) for block in self.blocks]
+
+    def _run(
+        self,
+        blocks: slice,
+        residual: Tensor,
+        mask: Tensor | None,
+        state: BackboneState | None,
+        return_state: bool,
+        cu_seqlens: Tensor | None,
+    ) -> tuple[Tensor, BackboneState]:
+        """Run some of the blocks; return the residual stream (B, L, d_model), and their states if asked for."""
+        new_state: BackboneState = []
+        for i, layer in enumerate(self.blocks[blocks]):
+            residual = layer(residual, mask, None if state is None else state[i], return_state, cu_seqlens)
+            if return_state:
+                residual, layer_state = residual
+                new_state.append(layer_state)
+        return residual, new_state
+
+    def _checkpoints(self) -> bool:
+        return bool(self.gradient_checkpointing) and torch.is_grad_enabled()
+
+    def _segment_size(self) -> int:
+        """Return how many blocks run at once: those between two checkpoints, or all."""
+        if self.gradient_checkpointing < 0:
+            raise ValueError(
+                f"gradient_checkpointing is {self.gradient_checkpointing}, expected True, False or a number of blocks"
+            )
+        return int(self.gradient_checkpointing) if self._checkpoints() else len(self.layers)
+
+    def _residual(self, hidden: Tensor) -> Tensor:
+        """Return the input of the stack in the type of its residual stream."""
+        if self.config.residual_in_fp32:
+            return at_least_float32(hidden)
+        device = hidden.device.type
+        computing = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.norm.weight.dtype
+        return hidden.to(computing)
 
     def _check_state(self, state: BackboneState | None) -> None:
         if state is not None and len(state) != len(self.layers):
@@ -96,10 +156,15 @@ class ResidualBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, residual: Tensor, mask: Tensor | None, state: MambaState | None, return_state: bool
+        self,
+        residual: Tensor,
+        mask: Tensor | None,
+        state: MambaState | None,
+        return_state: bool,
+        cu_seqlens: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, MambaState]:
         """Take and return the residual stream (B, L, d_model), and the block's state if asked for."""
-        out = self.mixer(self.norm(residual.to(self.norm.weight.dtype)), mask, state, return_state)
+        out = self.mixer(self.norm(residual.to(self.norm.weight.dtype)), mask, state, return_state, cu_seqlens)
         if return_state:
             return residual + self.dropout(out[0]), out[1]
         return residual + self.dropout(out)

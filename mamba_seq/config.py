@@ -14,7 +14,18 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from mamba_seq._version import __version__
 from mamba_seq.errors import ModelError
 
-TASKS = ("sequence-classification", "language-model")
+TASKS = (
+    "sequence-classification",
+    "multi-label",
+    "sequence-regression",
+    "token-classification",
+    "token-regression",
+    "ctc",
+    "language-model",
+)
+SSM_KINDS = ("selective", "complex", "time-invariant", "time-invariant-real")
+_FEWEST_LABELS = {"sequence-classification": 2, "token-classification": 2, "language-model": 0}
+"""How many labels a task needs; the others need 1."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -25,8 +36,12 @@ class MambaConfig:
     """Width of the residual stream."""
     n_layer: int
     """Number of blocks."""
+    ssm: Literal["selective", "complex", "time-invariant", "time-invariant-real"] = "selective"
+    """The recurrence of every block: "selective", Mamba's, real; "complex", the same with complex states (section 3.6);
+    "time-invariant", S4D with complex states, whose step size, B and C do not depend on the input (arXiv 2206.11893);
+    "time-invariant-real", the same with real states."""
     d_state: int = 16
-    """State size N of every channel."""
+    """State size N of every channel; a complex state stands for itself and its conjugate, and counts once."""
     d_conv: int = 4
     """Taps K of the causal convolution."""
     expand: int = 2
@@ -48,7 +63,8 @@ class MambaConfig:
     dropout: float = 0.0
     """Part of what a block adds to the residual stream that is dropped in training; the paper uses none."""
     residual_in_fp32: bool = True
-    """Keep the residual stream in float32 when the weights are in 16 bits."""
+    """Keep the residual stream in float32 where the blocks compute in 16 bits, by their weights or under autocast; if
+    not, it is in the type they compute in, and takes half the memory."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -63,10 +79,22 @@ class MambaConfig:
             raise ValueError(f"dropout is {self.dropout}, expected 0 or more, below 1")
         if not 0 < self.dt_min <= self.dt_max:
             raise ValueError(f"dt_min is {self.dt_min} and dt_max {self.dt_max}, expected 0 < dt_min <= dt_max")
+        if self.ssm not in SSM_KINDS:
+            raise ValueError(f"ssm is {self.ssm!r}, expected one of {', '.join(map(repr, SSM_KINDS))}")
         if self.norm not in ("rms", "layer"):
             raise ValueError(f"norm is {self.norm!r}, expected 'rms' or 'layer'")
         if not self.norm_eps > 0:
             raise ValueError(f"norm_eps is {self.norm_eps}, expected above 0")
+
+    @property
+    def is_selective(self) -> bool:
+        """Whether delta, B and C are functions of the input."""
+        return self.ssm in ("selective", "complex")
+
+    @property
+    def has_complex_states(self) -> bool:
+        """Whether A, B, C and the states are complex."""
+        return self.ssm in ("complex", "time-invariant")
 
     @property
     def d_inner(self) -> int:
@@ -83,20 +111,31 @@ class MambaConfig:
 class ModelConfig:
     """A whole model: the backbone, its input, its task, and the names of its outputs."""
 
-    task: Literal["sequence-classification", "language-model"]
-    """What the head does."""
+    task: Literal[
+        "sequence-classification",
+        "multi-label",
+        "sequence-regression",
+        "token-classification",
+        "token-regression",
+        "ctc",
+        "language-model",
+    ]
+    """What the head does; `mamba_seq.heads` has the models."""
     backbone: MambaConfig
     """The stack of blocks."""
-    vocab_size: int
-    """Number of input tokens V."""
+    vocab_size: int | None = None
+    """Number of input tokens V; None when the input is numbers."""
+    input_features: int | None = None
+    """Numbers F at every position of a series, which a linear map embeds; None when the input is tokens."""
     alphabet: str | None = None
     """Name of the alphabet that turns text into tokens, such as "dna"; None when the caller brings tokens."""
     labels: list[str] = dataclasses.field(default_factory=list)
-    """Class names, in the order of the outputs."""
+    """Names of the classes, targets or, for CTC, symbols, in the order of the outputs (CTC has the blank before them).
+    """
     context: int | None = None
     """Length of the sequences the model was trained on, in tokens."""
     pooling: Literal["mean", "last", "max"] = "mean"
-    """How a classifier turns the positions of a sequence into one vector."""
+    """How a model with outputs for whole sequences turns the positions of one into one vector."""
     tie_embeddings: bool = True
     """A language model's embedding is also its output matrix; if not, that is a matrix of its own."""
     mamba_seq_version: str = __version__
@@ -108,17 +147,26 @@ class ModelConfig:
             raise ValueError(f"task is {self.task!r}, expected one of {', '.join(TASKS)}")
         if self.pooling not in ("mean", "last", "max"):
             raise ValueError(f"pooling is {self.pooling!r}, expected 'mean', 'last' or 'max'")
-        if self.vocab_size < 1:
-            raise ValueError(f"vocab_size is {self.vocab_size}, expected at least 1")
-        if self.context is not None and self.context < 1:
-            raise ValueError(f"context is {self.context}, expected at least 1, or none")
-        if self.task == "sequence-classification" and len(self.labels) < 2:
-            raise ValueError(f"labels has {len(self.labels)} names, expected at least 2 for a classifier")
+        for name in ("vocab_size", "input_features", "context"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1, or none")
+        if (self.vocab_size is None) == (self.input_features is None):
+            raise ValueError(
+                f"vocab_size is {self.vocab_size} and input_features {self.input_features}, expected one of them: "
+                "the input is tokens or numbers"
+            )
+        if self.task == "language-model" and self.vocab_size is None:
+            raise ValueError("vocab_size is None, expected the number of tokens: a language model has no other input")
+        fewest = _FEWEST_LABELS.get(self.task, 1)
+        if len(self.labels) < fewest:
+            raise ValueError(f"labels has {len(self.labels)} names, expected at least {fewest} for {self.task}")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels has a name twice: {self.labels}")
-        if self.task == "sequence-classification" and not self.tie_embeddings:
+        if self.task != "language-model" and not self.tie_embeddings:
             raise ValueError(
-                "tie_embeddings is false, expected true for a classifier: it has no output matrix to untie"
+                f"tie_embeddings is false, expected true for {self.task}: only a language model has an output matrix "
+                "to untie"
             )
 
     def to_json(self) -> str:

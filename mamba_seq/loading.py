@@ -10,7 +10,7 @@ import torch
 
 from mamba_seq.config import ModelConfig
 from mamba_seq.errors import ModelError, UnknownModelError
-from mamba_seq.heads import MODELS, LanguageModel, SequenceClassifier
+from mamba_seq.heads import MODELS, Model
 from mamba_seq.interop import folder_kind, load_foreign
 from mamba_seq.saving import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, fit_weights, read_safetensors
 
@@ -18,7 +18,7 @@ _HUB_FILES = [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, f"{WEIGHTS_FILE}.index.json"
 _HUB_PICKLES = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
 
 
-def from_pretrained(model: str | Path, device: str | torch.device = "cpu") -> SequenceClassifier | LanguageModel:
+def from_pretrained(model: str | Path, device: str | torch.device = "cpu") -> Model:
     """Load a saved model in evaluation mode, weights in float32.
 
     Args:
@@ -35,9 +35,7 @@ def from_pretrained(model: str | Path, device: str | torch.device = "cpu") -> Se
     return loaded.to(device).eval()
 
 
-def open_model(
-    folder: Path, name: str, unpickle: bool = False
-) -> tuple[SequenceClassifier | LanguageModel, torch.dtype]:
+def open_model(folder: Path, name: str, unpickle: bool = False) -> tuple[Model, torch.dtype]:
     """Load the model of a folder, ours or another package's, on the CPU and in float32.
 
     Args:

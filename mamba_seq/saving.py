@@ -1,7 +1,7 @@
 """Saved models: a folder of `config.json`, `model.safetensors` and `README.md` (the card).
 
-Weights are stored in bfloat16, except those that must not lose precision (A_log, D, dt_bias), and loaded in float32.
-Nothing is unpickled. `mamba_seq.loading` finds such a folder and makes the model of it.
+Weights are stored in bfloat16, except those that must not lose precision (A_log, D, dt_bias and their like), and
+loaded in float32. Nothing is unpickled. `mamba_seq.loading` finds such a folder and makes the model of it.
 """
 
 import os
@@ -17,8 +17,8 @@ from mamba_seq.errors import ModelError
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
-FLOAT32_PARAMETERS = ("A_log", "D", "dt_bias")
-"""Last parts of the names of parameters that are stored in float32."""
+FLOAT32_PARAMETERS = ("A_log", "A_imag", "B", "C", "D", "dt_bias")
+"""Last parts of the names of parameters that the scans take in float32, and that stay and are stored so."""
 
 
 class SavedModel:
@@ -32,7 +32,7 @@ class SavedModel:
         Args:
             folder: made if it is not there.
             card: text of README.md; left as it is when None.
-            dtype: type of the stored weights, A_log, D and dt_bias excepted, which stay float32.
+            dtype: type of the stored weights; those of `FLOAT32_PARAMETERS` stay float32.
 
         Returns:
             The folder.

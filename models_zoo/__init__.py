@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mamba_seq.errors import UnknownModelError
 
 if TYPE_CHECKING:
-    from mamba_seq.heads import LanguageModel, SequenceClassifier
+    from mamba_seq.heads import Model
 
 HERE = Path(__file__).resolve().parent
 RELEASED = HERE / "released"
@@ -40,7 +40,7 @@ def describe(name: str) -> dict[str, Any]:
     return record
 
 
-def load(name: str, device: str = "cpu") -> "SequenceClassifier | LanguageModel":
+def load(name: str, device: str = "cpu") -> "Model":
     """Load a released model, ready for prediction."""
     from mamba_seq.loading import from_pretrained
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from mamba_seq.errors import ModelError
-from mamba_seq.heads import LanguageModel, SequenceClassifier
+from mamba_seq.heads import LanguageModel, Model
 from mamba_seq.interop import KINDS, export_hf, export_mamba_ssm
 from mamba_seq.loading import open_model
 from mamba_seq.pipelines.errors import OutputError
@@ -54,7 +54,7 @@ def convert(source: str, folder: Path, kind: str) -> Path:
     return folder
 
 
-def _write(model: LanguageModel | SequenceClassifier, folder: Path, kind: str, dtype: torch.dtype) -> Path:
+def _write(model: Model, folder: Path, kind: str, dtype: torch.dtype) -> Path:
     if kind == "mamba-seq":
         return model.save_pretrained(folder, dtype=dtype)
     if not isinstance(model, LanguageModel):

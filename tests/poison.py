@@ -16,7 +16,7 @@ def poisoned_memory() -> Iterator[None]:
         def wrapped(*args: Any, **kwargs: Any) -> torch.Tensor:
             tensor = make(*args, **kwargs)
             if tensor.is_floating_point() or tensor.is_complex():
-                tensor.fill_(float("nan"))
+                tensor.detach().fill_(float("nan"))  # torch may ask for a leaf that requires a gradient
             return tensor
 
         return wrapped

@@ -60,7 +60,7 @@ def causal_conv1d(
     else:
         if cu_seqlens is not None:
             check_boundaries(cu_seqlens, x.shape[1])
-        chosen = choose("causal_conv1d", backend, x, cu_seqlens)
+        chosen = choose("causal_conv1d", backend, x)
         plain = chosen == "reference" or x.shape[1] == 0
         y = causal_conv1d_reference(*arguments) if plain else CausalConv1d.apply(*arguments, chosen)
     return (y, last_inputs(x, weight.shape[1], initial_state, cu_seqlens)) if return_final_state else y

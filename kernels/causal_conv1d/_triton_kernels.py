@@ -17,26 +17,29 @@ def convolution(
     weight,
     bias,
     state,
+    pieces,
+    cu_seqlens,
     x_batch,
     x_row,
     length,
     channels,
     stretch,
     K: tl.constexpr,
+    PACKED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_STATE: tl.constexpr,
     SILU: tl.constexpr,
     BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    batch, part, d = locate(length, channels, stretch, BLOCK_D)
+    batch, sequence, first, t, end, _last_end, d = locate(
+        pieces, cu_seqlens, length, channels, stretch, BLOCK_D, PACKED
+    )  # fmt: skip
     inside = d < channels
     taps, offset = load_weights(weight, bias, d, inside, K, HAS_BIAS)
-    t = part * stretch
-    end = tl.minimum(t + stretch, length)
     x += batch * x_batch + d
     y += batch * length * channels + d
-    window = load_window(x, state, batch, t, x_row, channels, d, inside, K, HAS_STATE)
+    window = load_window(x, state, sequence, first, t, x_row, channels, d, inside, K, HAS_STATE)
     while t < end:
         for i in tl.static_range(GROUP):
             here = inside & (t + i < end)
@@ -62,6 +65,8 @@ def convolution_gradients(
     weight,
     bias,
     state,
+    pieces,
+    cu_seqlens,
     dy_batch,
     dy_row,
     x_batch,
@@ -70,6 +75,7 @@ def convolution_gradients(
     channels,
     stretch,
     K: tl.constexpr,
+    PACKED: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_STATE: tl.constexpr,
     SILU: tl.constexpr,
@@ -77,17 +83,17 @@ def convolution_gradients(
     GROUP: tl.constexpr,
 ):
     # dweight (B * parts, K, D) and dbias (B * parts, D) are partial sums of one stretch each
-    batch, part, d = locate(length, channels, stretch, BLOCK_D)
+    batch, sequence, first, start, end, last_end, d = locate(
+        pieces, cu_seqlens, length, channels, stretch, BLOCK_D, PACKED
+    )  # fmt: skip
     inside = d < channels
     taps, offset = load_weights(weight, bias, d, inside, K, HAS_BIAS)
-    start = part * stretch
-    end = tl.minimum(start + stretch, length)
     x += batch * x_batch + d
     dy += batch * dy_batch + d
     dx += batch * length * channels + d
     if HAS_STATE:
-        dstate += (batch * channels + d) * (K - 1)
-    window = load_window(x, state, batch, start, x_row, channels, d, inside, K, HAS_STATE)
+        dstate += (sequence * channels + d) * (K - 1)
+    window = load_window(x, state, sequence, first, start, x_row, channels, d, inside, K, HAS_STATE)
     zero = tl.zeros([BLOCK_D], tl.float32)
     gs = ()  # gradients before the activation of the K - 1 steps before t
     dtaps = ()
@@ -101,7 +107,7 @@ def convolution_gradients(
     while t < end + K - 1:
         raws = ()
         for i in tl.static_range(GROUP):
-            here = inside & (t + i < length) & (t + i < end + K - 1)
+            here = inside & (t + i < last_end) & (t + i < end + K - 1)
             window = window + (tl.load(x + (t + i).to(tl.int64) * x_row, mask=here, other=0.0).to(tl.float32),)
             raws = raws + (tl.load(dy + (t + i).to(tl.int64) * dy_row, mask=here, other=0.0),)
         for i in tl.static_range(GROUP):
@@ -124,13 +130,13 @@ def convolution_gradients(
             here = inside & (s_time >= start) & (s_time < end)
             tl.store(dx + s_time.to(tl.int64) * channels, total.to(dx.dtype.element_ty), mask=here)
             if HAS_STATE:
-                here = inside & (part == 0) & (s_time < 0)
-                tl.store(dstate + (t + i), total.to(dstate.dtype.element_ty), mask=here)
+                here = inside & (start == first) & (s_time < first)
+                tl.store(dstate + (t + i - first), total.to(dstate.dtype.element_ty), mask=here)
         window = last(window, GROUP, K - 1)
         gs = last(gs, GROUP, K - 1)
         t += GROUP
 
-    slot = batch * ((length + stretch - 1) // stretch) + part
+    slot = (tl.program_id(0) // ((channels + BLOCK_D - 1) // BLOCK_D)).to(tl.int64)
     for k in tl.static_range(K):
         tl.store(dweight + (slot * K + k) * channels + d, dtaps[k], mask=inside)
     if HAS_BIAS:
@@ -179,13 +185,24 @@ def convolution_step(
 
 
 @device_function
-def locate(length, channels, stretch, BLOCK_D: tl.constexpr):
-    # program -> batch item (int64: it multiplies strides), stretch of time, channels
+def locate(pieces, cu_seqlens, length, channels, stretch, BLOCK_D: tl.constexpr, PACKED: tl.constexpr):
+    # program -> batch item and sequence (int64: they multiply strides), where that begins, stretch of time, where the
+    # sequence ends, channels
     blocks = (channels + BLOCK_D - 1) // BLOCK_D
-    parts = (length + stretch - 1) // stretch
     program = tl.program_id(0)
     d = (program % blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
-    return (program // (blocks * parts)).to(tl.int64), (program // blocks) % parts, d
+    if PACKED:
+        piece = pieces + program // blocks * 3
+        sequence = tl.load(piece)
+        first = tl.load(cu_seqlens + sequence)
+        last_end = tl.load(cu_seqlens + sequence + 1)
+        sequence = sequence.to(tl.int64)
+        return sequence * 0, sequence, first, tl.load(piece + 1), tl.load(piece + 2), last_end, d
+    else:
+        parts = (length + stretch - 1) // stretch
+        batch = (program // (blocks * parts)).to(tl.int64)
+        start = (program // blocks) % parts * stretch
+        return batch, batch, 0, start, tl.minimum(start + stretch, length), length, d
 
 
 @device_function
@@ -200,15 +217,15 @@ def load_weights(weight, bias, d, inside, K: tl.constexpr, HAS_BIAS: tl.constexp
 
 
 @device_function
-def load_window(x, state, batch, t, x_row, channels, d, inside, K: tl.constexpr, HAS_STATE: tl.constexpr):
-    # the K - 1 rows before t, oldest first; before the sequence, those of the state (B, D, K-1), or zeros
+def load_window(x, state, sequence, first, t, x_row, channels, d, inside, K: tl.constexpr, HAS_STATE: tl.constexpr):
+    # the K - 1 rows before t, oldest first; before the sequence, those of the state (B or S, D, K-1), or zeros
     window = ()
     for k in tl.static_range(K - 1):
         at = t + (k - (K - 1))
-        row = tl.load(x + at.to(tl.int64) * x_row, mask=inside & (at >= 0), other=0.0).to(tl.float32)
+        row = tl.load(x + at.to(tl.int64) * x_row, mask=inside & (at >= first), other=0.0).to(tl.float32)
         if HAS_STATE:
-            past = state + (batch * channels + d) * (K - 1) + (t + k)
-            row += tl.load(past, mask=inside & (at < 0), other=0.0).to(tl.float32)
+            past = state + (sequence * channels + d) * (K - 1) + (t + k - first)
+            row += tl.load(past, mask=inside & (at < first), other=0.0).to(tl.float32)
         window = window + (row,)
     return window
 

@@ -6,7 +6,7 @@ A backend module (`cpu`, `triton`) offers two functions, without autograd:
     backward(dy, x, weight, bias, activation, initial_state[, cu_seqlens])
         -> dx, dweight, dbias, dinitial_state; None where the input was None
 
-`cu_seqlens` is given only where sequences are packed, to a backend that can (see `outside_compiled_case`).
+`cu_seqlens` is given only where sequences are packed.
 The pre-activation is recomputed in the backward pass, so only inputs are kept. `library.py` makes torch.library
 operators of the same functions.
 """
@@ -18,24 +18,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mamba_seq.kernels._dispatch import choose_backend, implementation
-
-COMPILED = ("cpu", "triton")
+from mamba_seq.kernels._dispatch import choose_backend, implementation, outside_compiled_cases
 
 
-def choose(op: str, backend: str | None, x: Tensor, cu_seqlens: Tensor | None) -> str:
+def choose(op: str, backend: str | None, x: Tensor) -> str:
     """Return the backend that runs a call of `op`; raise RuntimeError where a named one cannot."""
-    unsupported = {name: outside_compiled_case(name, x, cu_seqlens) for name in COMPILED}
-    return choose_backend(op, backend, x.device, unsupported)
-
-
-def outside_compiled_case(backend: str, x: Tensor, cu_seqlens: Tensor | None) -> str | None:
-    """Say why a compiled implementation cannot run a case of the contract yet, or None."""
-    if x.dtype == torch.float64:
-        return "float64 runs on the reference only"
-    if cu_seqlens is not None and backend != "cpu":
-        return "packed sequences (cu_seqlens) run on the reference and the CPU only"
-    return None
+    return choose_backend(op, backend, x.device, outside_compiled_cases(x.dtype))
 
 
 def run(

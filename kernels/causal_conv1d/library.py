@@ -33,13 +33,13 @@ def _conv(
     if cu_seqlens is not None:
         check_boundaries(cu_seqlens, x.shape[1])
     arguments = (x, weight, bias, activation, initial_state, cu_seqlens)
-    chosen = _chosen(backend, x, cu_seqlens)
+    chosen = _chosen(backend, x)
     y = causal_conv1d_reference(*arguments) if chosen == REFERENCE else run(*arguments, chosen)
     return y.contiguous()
 
 
 def _conv_fake(x: Tensor, *others: Any) -> Tensor:
-    _chosen(others[-1], x, others[-2])  # a backend that cannot run the call says so while compiling
+    _chosen(others[-1], x)  # a backend that cannot run the call says so while compiling
     return x.new_empty(x.shape)
 
 
@@ -53,7 +53,7 @@ def _conv_backward(
     cu_seqlens: Tensor | None,
     backend: str | None,
 ) -> list[Tensor]:
-    chosen = _chosen(backend, x, cu_seqlens)
+    chosen = _chosen(backend, x)
     if chosen == REFERENCE:
         with torch.enable_grad():
             leaves = as_leaves(x, weight, bias, initial_state)
@@ -70,8 +70,8 @@ def _conv_backward_fake(
     return [t.new_empty(t.shape) for t in (x, weight, bias, initial_state) if t is not None]
 
 
-def _chosen(backend: str | None, x: Tensor, cu_seqlens: Tensor | None) -> str:
-    chosen = choose("causal_conv1d", backend, x, cu_seqlens)
+def _chosen(backend: str | None, x: Tensor) -> str:
+    chosen = choose("causal_conv1d", backend, x)
     return REFERENCE if x.shape[1] == 0 else chosen
 
 
@@ -84,7 +84,7 @@ def update(
     backend: str | None,
 ) -> Tensor:
     """Choose who takes a step, and take it: y (B, D) in x's type, `state` changed in place."""
-    chosen = choose("causal_conv1d_update", backend, x, None)
+    chosen = choose("causal_conv1d_update", backend, x)
     if chosen == REFERENCE:
         return causal_conv1d_update_reference(x, state, weight, bias, activation)
     y: Tensor = implementation("causal_conv1d", chosen).causal_conv1d_update(x, state, weight, bias, activation)

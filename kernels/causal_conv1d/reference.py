@@ -45,22 +45,19 @@ def causal_conv1d_update_reference(
 
 
 def last_inputs(x: Tensor, K: int, initial_state: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
-    """Return the last K - 1 inputs of each sequence, reaching back into the initial state where it is shorter.
-
-    The values of `cu_seqlens` are used on the device only: compiling goes through here.
-    """
-    if initial_state is None:
-        sequences = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-        initial_state = x.new_zeros((sequences, x.shape[2], K - 1))
+    """Return the last K - 1 inputs of each sequence, reaching back into the initial state where it is shorter."""
     if cu_seqlens is None:
-        recent = x[:, max(0, x.shape[1] - K + 1) :].transpose(1, 2)
-        return torch.cat([initial_state, recent], dim=2)[..., -(K - 1) :].contiguous()
-    starts, ends = cu_seqlens[:-1, None], cu_seqlens[1:, None]
-    time = ends + torch.arange(1 - K, 0, device=x.device)  # (S, K-1)
-    inside = x[0][time.clamp(min=0)].transpose(1, 2)  # (S, D, K-1)
-    place = (time - starts + K - 1).clamp(max=K - 2)
-    before = initial_state.gather(2, place[:, None].expand_as(initial_state).long())
-    return torch.where((time >= starts)[:, None], inside, before)
+        [(piece, state)] = _sequences(x, K, initial_state, None)
+        recent = piece[:, max(0, piece.shape[1] - K + 1) :].transpose(1, 2)
+        return torch.cat([state, recent], dim=2)[..., -(K - 1) :].contiguous()
+    # without a look at the boundaries from here: on a GPU that would wait for everything before
+    starts, ends = cu_seqlens[:-1, None].long(), cu_seqlens[1:, None].long()
+    at = ends + torch.arange(1 - K, 0, device=x.device)  # (S, K-1)
+    recent = x[0, at.clamp(min=0)].transpose(1, 2)  # (S, D, K-1)
+    if initial_state is None:
+        return torch.where((at >= starts)[:, None], recent, 0)
+    back = (at - starts + (K - 1)).clamp(max=K - 2)[:, None].expand_as(recent)
+    return torch.where((at >= starts)[:, None], recent, initial_state.gather(2, back))
 
 
 def _sequences(

@@ -3,7 +3,8 @@
 A program owns BLOCK_D channels and walks through a stretch of time with the last K - 1 rows in registers, so that
 every row is read once. Backward walks the same way: a step's gradient before the activation joins a second window of
 K rows, and the gradient of the input K - 1 steps earlier is then complete. The weights' gradients are partial sums
-per program, added up afterwards in a fixed order: no atomics, the same bits at every run.
+per program, added up afterwards in a fixed order: no atomics, the same bits at every run. Packed sequences are cut into
+stretches each from its own start (see `kernels/_packing.py`).
 """
 
 import torch
@@ -11,6 +12,7 @@ import triton
 from torch import Tensor
 
 from mamba_seq.kernels._dispatch import triton_interpreted
+from mamba_seq.kernels._packing import Packing
 from mamba_seq.kernels.causal_conv1d import _triton_kernels
 
 BLOCK_D = 128  # channels of a program: one warp, four a lane
@@ -18,18 +20,24 @@ GROUP = 8  # rows whose loads go out together
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None, initial_state: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None = None,
 ) -> Tensor:
     """Return y (B, L, D); arguments as `function.py` says."""
     x = rows(x)
     B, L, D = x.shape
     y = x.new_empty((B, L, D))
     stretch = steps_a_program(x)
+    parts, pieces = cut(x, stretch, cu_seqlens)
     with torch.cuda.device_of(x):
-        _triton_kernels.convolution[(triton.cdiv(D, BLOCK_D) * triton.cdiv(L, stretch) * B,)](
-            y, x, weight.contiguous(), contiguous(bias), contiguous(initial_state),
+        _triton_kernels.convolution[(triton.cdiv(D, BLOCK_D) * parts,)](
+            y, x, weight.contiguous(), contiguous(bias), contiguous(initial_state), pieces, contiguous(cu_seqlens),
             x.stride(0), x.stride(1), L, D, stretch,
-            **switches(weight, bias, activation, initial_state), num_warps=1,
+            **switches(weight, bias, activation, initial_state, cu_seqlens), num_warps=1,
         )  # fmt: skip
     return y
 
@@ -41,22 +49,23 @@ def backward(
     bias: Tensor | None,
     activation: str | None,
     initial_state: Tensor | None,
+    cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Return the gradients of x, weight, bias and initial_state; None for an input that was None."""
     x, dy = rows(x), rows(dy)
     B, L, D = x.shape
     K = weight.shape[1]
     stretch = steps_a_program(x)
-    parts = B * triton.cdiv(L, stretch)
+    parts, pieces = cut(x, stretch, cu_seqlens)
     dx = x.new_empty((B, L, D))
     dweight = x.new_empty((parts, K, D), dtype=torch.float32)
     dbias = None if bias is None else x.new_empty((parts, D), dtype=torch.float32)
-    dstate = None if initial_state is None else x.new_empty((B, D, K - 1))
+    dstate = None if initial_state is None else x.new_empty(initial_state.shape)
     with torch.cuda.device_of(x):
         _triton_kernels.convolution_gradients[(triton.cdiv(D, BLOCK_D) * parts,)](
             dx, dweight, dbias, dstate, dy, x, weight.contiguous(), contiguous(bias), contiguous(initial_state),
-            dy.stride(0), dy.stride(1), x.stride(0), x.stride(1), L, D, stretch,
-            **switches(weight, bias, activation, initial_state), num_warps=1,
+            pieces, contiguous(cu_seqlens), dy.stride(0), dy.stride(1), x.stride(0), x.stride(1), L, D, stretch,
+            **switches(weight, bias, activation, initial_state, cu_seqlens), num_warps=1,
         )  # fmt: skip
     return (
         dx,
@@ -88,12 +97,26 @@ def steps_a_program(x: Tensor) -> int:
     return min(max(2 ** (max(wanted, 1).bit_length() - 1), shortest), longest)
 
 
+def cut(x: Tensor, stretch: int, cu_seqlens: Tensor | None) -> tuple[int, Tensor | None]:
+    """Return how many stretches there are for every block of channels, and of packed sequences the table of them."""
+    B, L, _ = x.shape
+    if cu_seqlens is None:
+        return B * triton.cdiv(L, stretch), None
+    pieces = Packing.cut(cu_seqlens, L, stretch).pieces
+    return len(pieces), pieces
+
+
 def switches(
-    weight: Tensor, bias: Tensor | None, activation: str | None, initial_state: Tensor | None
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
 ) -> dict[str, int | bool]:
     """Return the compile-time arguments of both directions."""
     return {
         "K": weight.shape[1],
+        "PACKED": cu_seqlens is not None,
         "HAS_BIAS": bias is not None,
         "HAS_STATE": initial_state is not None,
         "SILU": activation == "silu",

@@ -69,7 +69,7 @@ def selective_scan(
         return (y, final_state) if return_final_state else y
     if cu_seqlens is not None:
         check_boundaries(cu_seqlens, u.shape[1])
-    chosen = choose(backend, u, A, B, C, cu_seqlens)
+    chosen = choose("selective_scan", backend, u)
     if chosen == "reference" or u.shape[1] == 0:
         y, final_state = selective_scan_reference(*arguments)
     else:

@@ -22,15 +22,27 @@ lose all digits.
 import triton
 import triton.language as tl
 
-from mamba_seq.kernels._triton_math import LN2, LOG2E, device_function, exp2, sigmoid
+from mamba_seq.kernels._triton_math import device_function, sigmoid
 from mamba_seq.kernels.selective_scan._triton_forward import SIZES, STRIDES, advance
 from mamba_seq.kernels.selective_scan._triton_tiles import (
-    load_projection,
-    load_tile,
+    add_multiple,
+    add_step,
+    conjugate_product,
+    decay,
+    dot,
+    dot_A,
+    kept_slot,
+    load_A,
+    load_tiles,
     locate,
+    no_steps,
+    product,
+    projection,
+    row_of,
     step_size,
     store_sums_over_lanes,
-    store_tile,
+    store_tiles,
+    zeros,
 )
 
 UNALIGNED = ["u", "delta", "z", "dy", "du", "ddelta", "dz", "A", "dA", "adjoints", "kept", "scratch", "sums"]
@@ -49,6 +61,7 @@ def adjoint_summaries(
     bias,
     adjoints,
     sums,
+    pieces,
     dy_batch,
     dy_row,
     delta_batch,
@@ -57,64 +70,61 @@ def adjoint_summaries(
     z_row,
     length,
     channels,
+    groups,
     chunk,
     n_chunks,
     N: tl.constexpr,
     N_PADDED: tl.constexpr,
+    PARTS: tl.constexpr,
+    PACKED: tl.constexpr,
+    C_CONSTANT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_Z: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    # sums (B, chunks, D) <- sum of step sizes; adjoints (B, chunks + 1, N, D)[:, c] <- gradient of the state before
-    # chunk c, as far as it comes from the outputs of this chunk
-    batch, c, d, d_row = locate(tl.program_id(0), n_chunks, channels, BLOCK_D)
-    a2 = load_tile(A, d, channels, N, N_PADDED) * LOG2E
+    # sums (B, chunks, [2,] D) <- sum of step sizes; adjoints (B, chunks + 1, [2,] N, D)[:, c] <- gradient of the state
+    # before chunk c, as far as it comes from the outputs of this chunk
+    piece, sequence, start, end, _block, group, d, end_d, d_row = locate(
+        tl.program_id(0), pieces, length, channels, groups, chunk, n_chunks, BLOCK_D, PACKED
+    )
+    batch, _row = row_of(sequence, start, length, PACKED)
+    a2 = load_A(A, d, end_d, channels, N, N_PADDED, PARTS)
     step_bias = 0.0
     if HAS_BIAS:
         step_bias = tl.load(bias + d_row)
-    start = c * chunk
-    row = start.to(tl.int64)
-    steps = tl.minimum(chunk, length - start)
+    here = start.to(tl.int64)
+    steps = end - start
     full = steps // STEPS * STEPS
-    dy += batch * dy_batch + row * dy_row + d_row
-    delta += batch * delta_batch + row * delta_row + d_row
+    dy += batch * dy_batch + here * dy_row + d_row
+    delta += batch * delta_batch + here * delta_row + d_row
     if HAS_Z:
-        z += batch * z_batch + row * z_row + d_row
-    C += (batch * length + row) * N
+        z += batch * z_batch + here * z_row + d_row
+    if C_CONSTANT:
+        c = load_tiles(C, d, end_d, channels, N, N_PADDED, PARTS)
+    else:
+        c = C + ((batch * groups + group) * length + here) * (PARTS * N)
 
-    carry = tl.zeros([N_PADDED, BLOCK_D], tl.float32)
-    total = tl.zeros([BLOCK_D], tl.float32)
+    carry = zeros(PARTS, N_PADDED, BLOCK_D)
+    total = no_steps(PARTS, BLOCK_D)
     t = steps
     while t > full:
         t -= 1
         carry, total = retreat(
-            t, carry, total, dy, delta, z, a2, C, step_bias, dy_row, delta_row, z_row, N, N_PADDED, HAS_Z, SOFTPLUS, 1
-        )
+            t, carry, total, dy, delta, z, a2, c, step_bias, dy_row, delta_row, z_row,
+            N, N_PADDED, PARTS, C_CONSTANT, HAS_Z, SOFTPLUS, 1,
+        )  # fmt: skip
     while t > 0:
         t -= STEPS
         carry, total = retreat(
-            t,
-            carry,
-            total,
-            dy,
-            delta,
-            z,
-            a2,
-            C,
-            step_bias,
-            dy_row,
-            delta_row,
-            z_row,
-            N,
-            N_PADDED,
-            HAS_Z,
-            SOFTPLUS,
-            STEPS,
-        )
-    tl.store(sums + (batch * n_chunks + c) * channels + d, total, mask=d < channels)
-    store_tile(adjoints + (batch * (n_chunks + 1) + c) * N * channels, carry, d, channels, N, N_PADDED)
+            t, carry, total, dy, delta, z, a2, c, step_bias, dy_row, delta_row, z_row,
+            N, N_PADDED, PARTS, C_CONSTANT, HAS_Z, SOFTPLUS, STEPS,
+        )  # fmt: skip
+    for p in tl.static_range(PARTS):
+        tl.store(sums + (piece * PARTS + p) * channels + d, total[p], mask=d < end_d)
+    adjoints += (piece + sequence) * (PARTS * N) * channels
+    store_tiles(adjoints, carry, d, end_d, channels, N, N_PADDED, PARTS)
 
 
 @device_function
@@ -133,6 +143,8 @@ def retreat(
     z_row,
     N: tl.constexpr,
     N_PADDED: tl.constexpr,
+    PARTS: tl.constexpr,
+    C_CONSTANT: tl.constexpr,
     HAS_Z: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     STEPS: tl.constexpr,
@@ -156,9 +168,10 @@ def retreat(
             g *= gate * sigmoid(gate)
         before_gate = before_gate + (g,)
     for i in tl.static_range(STEPS - 1, -1, -1):
-        c = load_projection(C + (t + i) * N, N, N_PADDED)
-        carry = exp2(dts[i][None, :] * a2) * (carry + before_gate[i][None, :] * c[:, None])
-        total += dts[i]
+        c = projection(C, t + i, N, N_PADDED, PARTS, C_CONSTANT)
+        G = add_multiple(carry, before_gate[i][None, :], c, PARTS)
+        carry = conjugate_product(decay(dts[i][None, :], a2, PARTS), G, PARTS)
+        total = add_step(total, dts[i], PARTS)
     return carry, total
 
 
@@ -186,6 +199,7 @@ def gradients(
     dA,
     dD,
     dbias,
+    pieces,
     dy_batch,
     dy_row,
     u_batch,
@@ -197,6 +211,7 @@ def gradients(
     batch_size,
     length,
     channels,
+    groups,
     chunk,
     n_chunks,
     kept_every,
@@ -204,6 +219,10 @@ def gradients(
     scratch_tiles,
     N: tl.constexpr,
     N_PADDED: tl.constexpr,
+    PARTS: tl.constexpr,
+    PACKED: tl.constexpr,
+    B_CONSTANT: tl.constexpr,
+    C_CONSTANT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_D: tl.constexpr,
     HAS_Z: tl.constexpr,
@@ -212,99 +231,122 @@ def gradients(
     STEPS: tl.constexpr,
 ):
     # one chunk, stretch after stretch in reverse; a stretch starts from a kept state. adjoints[:, c + 1] is the
-    # gradient of the state after the chunk. Partial sums: dBC (blocks of channels, B, L, 2, N), dA (B, chunks, N, D),
-    # dD and dbias (B, chunks, D).
-    program = first_program + tl.program_id(0)
-    batch, c, d, d_row = locate(program, n_chunks, channels, BLOCK_D)
-    block = program % ((channels + BLOCK_D - 1) // BLOCK_D)
-    inside = d < channels
-    a2 = load_tile(A, d, channels, N, N_PADDED) * LOG2E
+    # gradient of the state after the chunk. Partial sums: dBC (blocks of channels, B, L, [2,] 2, N); dA (B, chunks,
+    # [2,] N, D), with those of a constant B and C behind it; dD and dbias (B, chunks, D).
+    SUMS: tl.constexpr = PARTS * (1 + B_CONSTANT + C_CONSTANT)
+    piece, sequence, first, end, block, group, d, end_d, d_row = locate(
+        first_program + tl.program_id(0), pieces, length, channels, groups, chunk, n_chunks, BLOCK_D, PACKED
+    )
+    inside = d < end_d
+    a2 = load_A(A, d, end_d, channels, N, N_PADDED, PARTS)
     step_bias = 0.0
     if HAS_BIAS:
         step_bias = tl.load(bias + d_row)
     skip = 0.0
     if HAS_D:
         skip = tl.load(D + d_row)
-    adjoints += (batch * (n_chunks + 1) + c) * N * channels
-    carry = load_tile(adjoints + N * channels, d, channels, N, N_PADDED)
-    scratch += tl.program_id(0).to(tl.int64) * scratch_tiles * (N_PADDED * BLOCK_D)
+    adjoints += (piece + sequence) * (PARTS * N) * channels
+    carry = load_tiles(adjoints + PARTS * N * channels, d, end_d, channels, N, N_PADDED, PARTS)
+    scratch += tl.program_id(0).to(tl.int64) * scratch_tiles * (PARTS * N_PADDED * BLOCK_D)
     lane = tl.arange(0, BLOCK_D)
 
-    dA_sum = tl.zeros([N_PADDED, BLOCK_D], tl.float32)
+    sums = zeros(SUMS, N_PADDED, BLOCK_D)
     dD_sum = tl.zeros([BLOCK_D], tl.float32)
     dbias_sum = tl.zeros([BLOCK_D], tl.float32)
-    unused = tl.zeros([BLOCK_D], tl.float32)
-    chunk_start = c * chunk
-    end = tl.minimum(chunk_start + chunk, length)
-    start = (end - 1) // kept_every * kept_every
-    while start >= chunk_start:
-        row = start.to(tl.int64)
-        dy_here = dy + batch * dy_batch + row * dy_row + d_row
-        u_here = u + batch * u_batch + row * u_row + d_row
-        delta_here = delta + batch * delta_batch + row * delta_row + d_row
-        z_here = z
-        dz_here = dz
-        if HAS_Z:
-            z_here = z + batch * z_batch + row * z_row + d_row
-            dz_here = dz + (batch * length + row) * channels + d
-        du_here = du + (batch * length + row) * channels + d
-        ddelta_here = ddelta + (batch * length + row) * channels + d
-        B_here = B + (batch * length + row) * N
-        C_here = C + (batch * length + row) * N
-        dBC_here = dBC + ((block.to(tl.int64) * batch_size + batch) * length + row) * (2 * N_PADDED)
+    unused = no_steps(PARTS, BLOCK_D)
+    before = (end - 1 - first) // kept_every * kept_every  # steps of the chunk before the stretch
+    batch, row = row_of(sequence, first + before, length, PACKED)
+    here = (first + before).to(tl.int64)
+    dy += batch * dy_batch + here * dy_row + d_row
+    u += batch * u_batch + here * u_row + d_row
+    delta += batch * delta_batch + here * delta_row + d_row
+    du += row * channels + d
+    ddelta += row * channels + d
+    if HAS_Z:
+        z += batch * z_batch + here * z_row + d_row
+        dz += row * channels + d
+    if B_CONSTANT:
+        b = load_tiles(B, d, end_d, channels, N, N_PADDED, PARTS)
+    else:
+        b = B + ((batch * groups + group) * length + here) * (PARTS * N)
+    if C_CONSTANT:
+        c = load_tiles(C, d, end_d, channels, N, N_PADDED, PARTS)
+    else:
+        c = C + ((batch * groups + group) * length + here) * (PARTS * N)
+    if not (B_CONSTANT and C_CONSTANT):
+        dBC += ((block.to(tl.int64) * batch_size + batch) * length + here) * (2 * PARTS * N_PADDED)
+    slot = kept_slot(piece, sequence, first, length, kept_every, PACKED) + before // kept_every
+    kept += slot * (PARTS * N) * channels
 
-        steps = end - start
+    steps = end - first - before
+    while before >= 0:
         full = steps // STEPS * STEPS
-        slot = batch * ((length + kept_every - 1) // kept_every) + start // kept_every
-        h = load_tile(kept + slot * N * channels, d, channels, N, N_PADDED)
+        h = load_tiles(kept, d, end_d, channels, N, N_PADDED, PARTS)
         t = 0
-        tile = 0
+        saved = scratch
         while t < full:
-            store_tile(scratch + tile * (N_PADDED * BLOCK_D), h, lane, BLOCK_D, N_PADDED, N_PADDED)
+            store_tiles(saved, h, lane, BLOCK_D, BLOCK_D, N_PADDED, N_PADDED, PARTS)
             h, unused = advance(
-                t, h, unused, u_here, delta_here, a2, B_here, step_bias, u_row, delta_row, N, N_PADDED, SOFTPLUS, STEPS
-            )
+                t, h, unused, u, delta, a2, b, step_bias, u_row, delta_row,
+                N, N_PADDED, PARTS, B_CONSTANT, SOFTPLUS, STEPS,
+            )  # fmt: skip
             t += STEPS
-            tile += 1
+            saved += PARTS * N_PADDED * BLOCK_D
         while t < steps:
-            store_tile(scratch + tile * (N_PADDED * BLOCK_D), h, lane, BLOCK_D, N_PADDED, N_PADDED)
+            store_tiles(saved, h, lane, BLOCK_D, BLOCK_D, N_PADDED, N_PADDED, PARTS)
             h, unused = advance(
-                t, h, unused, u_here, delta_here, a2, B_here, step_bias, u_row, delta_row, N, N_PADDED, SOFTPLUS, 1
-            )
+                t, h, unused, u, delta, a2, b, step_bias, u_row, delta_row,
+                N, N_PADDED, PARTS, B_CONSTANT, SOFTPLUS, 1,
+            )  # fmt: skip
             t += 1
-            tile += 1
+            saved += PARTS * N_PADDED * BLOCK_D
         tl.debug_barrier()  # what one warp has left in scratch, another may read, if it lays its tiles out differently
 
         while t > full:
             t -= 1
-            tile -= 1
-            h = load_tile(scratch + tile * (N_PADDED * BLOCK_D), lane, BLOCK_D, N_PADDED, N_PADDED)
-            carry, dA_sum, dD_sum, dbias_sum = gradient_group(
-                t, h, carry, dA_sum, dD_sum, dbias_sum, dy_here, u_here, delta_here, a2, B_here, C_here, skip, z_here,
-                step_bias, du_here, ddelta_here, dz_here, dBC_here, dy_row, u_row, delta_row, z_row, channels, inside,
-                N, N_PADDED, HAS_BIAS, HAS_D, HAS_Z, SOFTPLUS, 1,
+            saved -= PARTS * N_PADDED * BLOCK_D
+            h = load_tiles(saved, lane, BLOCK_D, BLOCK_D, N_PADDED, N_PADDED, PARTS)
+            carry, sums, dD_sum, dbias_sum = gradient_group(
+                t, h, carry, sums, dD_sum, dbias_sum, dy, u, delta, a2, b, c, skip, z,
+                step_bias, du, ddelta, dz, dBC, dy_row, u_row, delta_row, z_row, channels, inside,
+                N, N_PADDED, PARTS, B_CONSTANT, C_CONSTANT, HAS_BIAS, HAS_D, HAS_Z, SOFTPLUS, 1,
             )  # fmt: skip
         while t > 0:
             t -= STEPS
-            tile -= 1
-            h = load_tile(scratch + tile * (N_PADDED * BLOCK_D), lane, BLOCK_D, N_PADDED, N_PADDED)
-            carry, dA_sum, dD_sum, dbias_sum = gradient_group(
-                t, h, carry, dA_sum, dD_sum, dbias_sum, dy_here, u_here, delta_here, a2, B_here, C_here, skip, z_here,
-                step_bias, du_here, ddelta_here, dz_here, dBC_here, dy_row, u_row, delta_row, z_row, channels, inside,
-                N, N_PADDED, HAS_BIAS, HAS_D, HAS_Z, SOFTPLUS, STEPS,
+            saved -= PARTS * N_PADDED * BLOCK_D
+            h = load_tiles(saved, lane, BLOCK_D, BLOCK_D, N_PADDED, N_PADDED, PARTS)
+            carry, sums, dD_sum, dbias_sum = gradient_group(
+                t, h, carry, sums, dD_sum, dbias_sum, dy, u, delta, a2, b, c, skip, z,
+                step_bias, du, ddelta, dz, dBC, dy_row, u_row, delta_row, z_row, channels, inside,
+                N, N_PADDED, PARTS, B_CONSTANT, C_CONSTANT, HAS_BIAS, HAS_D, HAS_Z, SOFTPLUS, STEPS,
             )  # fmt: skip
         tl.debug_barrier()
-        end = start
-        start -= kept_every
+        before -= kept_every
+        steps = kept_every
+        far = kept_every.to(tl.int64)
+        dy -= far * dy_row
+        u -= far * u_row
+        delta -= far * delta_row
+        du -= far * channels
+        ddelta -= far * channels
+        if HAS_Z:
+            z -= far * z_row
+            dz -= far * channels
+        if not B_CONSTANT:
+            b -= far * (PARTS * N)
+        if not C_CONSTANT:
+            c -= far * (PARTS * N)
+        if not (B_CONSTANT and C_CONSTANT):
+            dBC -= far * (2 * PARTS * N_PADDED)
+        kept -= PARTS * N * channels
 
-    part = batch * n_chunks + c
-    store_tile(dA + part * N * channels, dA_sum, d, channels, N, N_PADDED)
+    store_tiles(dA + piece * (SUMS * N) * channels, sums, d, end_d, channels, N, N_PADDED, SUMS)
     if HAS_D:
-        tl.store(dD + part * channels + d, dD_sum, mask=inside)
+        tl.store(dD + piece * channels + d, dD_sum, mask=inside)
     if HAS_BIAS:
-        tl.store(dbias + part * channels + d, dbias_sum, mask=inside)
+        tl.store(dbias + piece * channels + d, dbias_sum, mask=inside)
     if n_chunks == 1:  # otherwise the pass over the chunks has left the gradient of the initial state there
-        store_tile(adjoints, carry, d, channels, N, N_PADDED)
+        store_tiles(adjoints, carry, d, end_d, channels, N, N_PADDED, PARTS)
 
 
 @device_function
@@ -312,7 +354,7 @@ def gradient_group(
     t,
     h,
     carry,
-    dA_sum,
+    sums,
     dD_sum,
     dbias_sum,
     dy,
@@ -336,6 +378,9 @@ def gradient_group(
     inside,
     N: tl.constexpr,
     N_PADDED: tl.constexpr,
+    PARTS: tl.constexpr,
+    B_CONSTANT: tl.constexpr,
+    C_CONSTANT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_D: tl.constexpr,
     HAS_Z: tl.constexpr,
@@ -358,36 +403,51 @@ def gradient_group(
     for i in tl.static_range(STEPS):
         dt = step_size(raws[i].to(tl.float32) + step_bias, SOFTPLUS)
         dts = dts + (dt,)
-        b = load_projection(B + (t + i) * N, N, N_PADDED)
-        h = exp2(dt[None, :] * a2) * h + (dt * xs[i].to(tl.float32))[None, :] * b[:, None]
+        b = projection(B, t + i, N, N_PADDED, PARTS, B_CONSTANT)
+        h = product(decay(dt[None, :], a2, PARTS), h, PARTS)
+        h = add_multiple(h, (dt * xs[i].to(tl.float32))[None, :], b, PARTS)
         states = states + (h,)
 
     for i in tl.static_range(STEPS - 1, -1, -1):
         at = (t + i) * out_row
         dt = dts[i]
         x = xs[i].to(tl.float32)
-        b = load_projection(B + (t + i) * N, N, N_PADDED)
-        c = load_projection(C + (t + i) * N, N, N_PADDED)
+        b = projection(B, t + i, N, N_PADDED, PARTS, B_CONSTANT)
+        c = projection(C, t + i, N, N_PADDED, PARTS, C_CONSTANT)
         g = dys[i].to(tl.float32)
         if HAS_Z:
             gate = gates[i].to(tl.float32)
             s = sigmoid(gate)
-            y = tl.sum(states[i + 1] * c[:, None], axis=0) + skip * x
+            y = dot(states[i + 1], c, PARTS) + skip * x
             tl.store(dz + at, (g * y * s * (1.0 + gate * (1.0 - s))).to(dz.dtype.element_ty), mask=inside)
             g *= gate * s
-        G = carry + g[None, :] * c[:, None]
-        store_sums_over_lanes(
-            dBC + (t + i) * (2 * N_PADDED), G * (dt * x)[None, :], states[i + 1] * g[None, :], N_PADDED
-        )  # fmt: skip
-        through_input = tl.sum(G * b[:, None], axis=0)
+        G = add_multiple(carry, g[None, :], c, PARTS)
+        if not (B_CONSTANT and C_CONSTANT):
+            for p in tl.static_range(PARTS):
+                store_sums_over_lanes(
+                    dBC + ((t + i) * PARTS + p) * (2 * N_PADDED),
+                    G[p] * (dt * x)[None, :],
+                    states[i + 1][p] * g[None, :],
+                    N_PADDED,
+                )
+        through_input = dot(G, b, PARTS)
         tl.store(du + at, (dt * through_input + skip * g).to(du.dtype.element_ty), mask=inside)
-        carry = exp2(dt[None, :] * a2) * G
-        d_exponent = carry * states[i]
-        dA_sum += d_exponent * dt[None, :]
-        d_dt = x * through_input + LN2 * tl.sum(d_exponent * a2, axis=0)
+        carry = conjugate_product(decay(dt[None, :], a2, PARTS), G, PARTS)
+        d_exponent = conjugate_product(states[i], carry, PARTS)
+        new_sums = ()
+        for p in tl.static_range(PARTS):
+            new_sums = new_sums + (sums[p] + d_exponent[p] * dt[None, :],)
+        if B_CONSTANT:
+            for p in tl.static_range(PARTS):
+                new_sums = new_sums + (sums[PARTS + p] + G[p] * (dt * x)[None, :],)
+        if C_CONSTANT:
+            for p in tl.static_range(PARTS):
+                new_sums = new_sums + (sums[PARTS * (1 + B_CONSTANT) + p] + states[i + 1][p] * g[None, :],)
+        sums = new_sums
+        d_dt = x * through_input + dot_A(d_exponent, a2, PARTS)
         if SOFTPLUS:
             d_dt *= sigmoid(raws[i].to(tl.float32) + step_bias)
         tl.store(ddelta + at, d_dt.to(ddelta.dtype.element_ty), mask=inside)
         dD_sum += g * x
         dbias_sum += d_dt
-    return carry, dA_sum, dD_sum, dbias_sum
+    return carry, sums, dD_sum, dbias_sum

@@ -1,11 +1,12 @@
 """The forward kernels of the scan: summaries of chunks, passing them on, outputs. `triton.py` says how they fit
 together.
 
-One program owns BLOCK_D channels of one chunk of one batch item and walks through time with their states, a tile (N,
-BLOCK_D), in registers. A lane owns a channel with all N states, so that the sum over N needs no exchange between
-lanes. That layout is a consequence of how things are stored: A is passed transposed and states have D contiguous, and
-Triton is kept from assuming alignment for them (`do_not_specialize_on_alignment`), which would give a lane four
-channels and a quarter of the states, and a conversion of the state tile through shared memory at every step.
+One program owns BLOCK_D channels of one chunk of one sequence and walks through time with their states in registers, a
+tile (N, BLOCK_D), or two where A is complex (see `_triton_tiles.py`). A lane owns a channel with all N states, so that
+the sum over N needs no exchange between lanes. That layout is a consequence of how things are stored: A is passed
+transposed and states have D contiguous, and Triton is kept from assuming alignment for them
+(`do_not_specialize_on_alignment`), which would give a lane four channels and a quarter of the states, and a conversion
+of the state tile through shared memory at every step.
 
 Time advances by groups of STEPS, whose loads go out together and whose step sizes and gates are computed side by
 side: only the multiply-adds of the state depend on the step before. A chunk's last steps go one by one. Offsets
@@ -19,10 +20,28 @@ inside a chunk are 32 bits wide, those of chunks and batch items 64.
 import triton
 import triton.language as tl
 
-from mamba_seq.kernels._triton_math import LOG2E, device_function, exp2, sigmoid
-from mamba_seq.kernels.selective_scan._triton_tiles import load_projection, load_tile, locate, step_size, store_tile
+from mamba_seq.kernels._triton_math import LOG2E, device_function, sigmoid
+from mamba_seq.kernels.selective_scan._triton_tiles import (
+    add_multiple,
+    add_step,
+    conjugate_product,
+    decay,
+    decay_over,
+    dot,
+    kept_slot,
+    load_A,
+    load_tiles,
+    locate,
+    no_steps,
+    product,
+    projection,
+    row_of,
+    step_size,
+    store_tiles,
+    zeros,
+)
 
-SIZES = ["length", "channels", "chunk", "n_chunks", "kept_every"]
+SIZES = ["length", "channels", "groups", "chunk", "n_chunks", "kept_every"]
 STRIDES = ["u_batch", "u_row", "delta_batch", "delta_row", "z_batch", "z_row"]
 
 
@@ -35,47 +54,64 @@ def chunk_summaries(
     bias,
     states,
     sums,
+    pieces,
     u_batch,
     u_row,
     delta_batch,
     delta_row,
     length,
     channels,
+    groups,
     chunk,
     n_chunks,
     N: tl.constexpr,
     N_PADDED: tl.constexpr,
+    PARTS: tl.constexpr,
+    PACKED: tl.constexpr,
+    B_CONSTANT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    # sums (B, chunks, D) <- sum of step sizes; states (B, chunks + 1, N, D)[:, c + 1] <- end state from a zero start
-    batch, c, d, d_row = locate(tl.program_id(0), n_chunks, channels, BLOCK_D)
-    a2 = load_tile(A, d, channels, N, N_PADDED) * LOG2E
+    # sums (B, chunks, [2,] D) <- sum of step sizes; states (B, chunks + 1, [2,] N, D)[:, c + 1] <- end state from a
+    # zero start
+    piece, sequence, start, end, _block, group, d, end_d, d_row = locate(
+        tl.program_id(0), pieces, length, channels, groups, chunk, n_chunks, BLOCK_D, PACKED
+    )
+    batch, _row = row_of(sequence, start, length, PACKED)
+    a2 = load_A(A, d, end_d, channels, N, N_PADDED, PARTS)
     step_bias = 0.0
     if HAS_BIAS:
         step_bias = tl.load(bias + d_row)
-    start = c * chunk
-    steps = tl.minimum(chunk, length - start)
+    steps = end - start
     full = steps // STEPS * STEPS
     u += batch * u_batch + start.to(tl.int64) * u_row + d_row
     delta += batch * delta_batch + start.to(tl.int64) * delta_row + d_row
-    B += (batch * length + start) * N
+    if B_CONSTANT:
+        b = load_tiles(B, d, end_d, channels, N, N_PADDED, PARTS)
+    else:
+        b = B + ((batch * groups + group) * length + start) * (PARTS * N)
 
-    h = tl.zeros([N_PADDED, BLOCK_D], tl.float32)
-    total = tl.zeros([BLOCK_D], tl.float32)
+    h = zeros(PARTS, N_PADDED, BLOCK_D)
+    total = no_steps(PARTS, BLOCK_D)
     t = 0
     while t < full:
         h, total = advance(
-            t, h, total, u, delta, a2, B, step_bias, u_row, delta_row, N, N_PADDED, SOFTPLUS, STEPS
+            t, h, total, u, delta, a2, b, step_bias, u_row, delta_row,
+            N, N_PADDED, PARTS, B_CONSTANT, SOFTPLUS, STEPS,
         )  # fmt: skip
         t += STEPS
     while t < steps:
-        h, total = advance(t, h, total, u, delta, a2, B, step_bias, u_row, delta_row, N, N_PADDED, SOFTPLUS, 1)
+        h, total = advance(
+            t, h, total, u, delta, a2, b, step_bias, u_row, delta_row,
+            N, N_PADDED, PARTS, B_CONSTANT, SOFTPLUS, 1,
+        )  # fmt: skip
         t += 1
-    tl.store(sums + (batch * n_chunks + c) * channels + d, total, mask=d < channels)
-    store_tile(states + (batch * (n_chunks + 1) + c + 1) * N * channels, h, d, channels, N, N_PADDED)
+    for p in tl.static_range(PARTS):
+        tl.store(sums + (piece * PARTS + p) * channels + d, total[p], mask=d < end_d)
+    states += (piece + sequence + 1) * (PARTS * N) * channels
+    store_tiles(states, h, d, end_d, channels, N, N_PADDED, PARTS)
 
 
 @device_function
@@ -92,6 +128,8 @@ def advance(
     delta_row,
     N: tl.constexpr,
     N_PADDED: tl.constexpr,
+    PARTS: tl.constexpr,
+    B_CONSTANT: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     STEPS: tl.constexpr,
 ):
@@ -105,9 +143,10 @@ def advance(
     for i in tl.static_range(STEPS):
         dts = dts + (step_size(raws[i].to(tl.float32) + step_bias, SOFTPLUS),)
     for i in tl.static_range(STEPS):
-        b = load_projection(B + (t + i) * N, N, N_PADDED)
-        h = exp2(dts[i][None, :] * a2) * h + (dts[i] * xs[i].to(tl.float32))[None, :] * b[:, None]
-        total += dts[i]
+        b = projection(B, t + i, N, N_PADDED, PARTS, B_CONSTANT)
+        h = product(decay(dts[i][None, :], a2, PARTS), h, PARTS)
+        h = add_multiple(h, (dts[i] * xs[i].to(tl.float32))[None, :], b, PARTS)
+        total = add_step(total, dts[i], PARTS)
     return h, total
 
 
@@ -117,50 +156,73 @@ def pass_states(
     sums,
     A,
     initial,
+    firsts,
     channels,
     n_chunks,
     N: tl.constexpr,
+    PARTS: tl.constexpr,
+    PACKED: tl.constexpr,
     HAS_INITIAL: tl.constexpr,
     REVERSE: tl.constexpr,
     BLOCK: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    # states (B, chunks + 1, N, D), in place: what every chunk adds becomes what holds between chunks. Forwards, entry
-    # c + 1 is the state after chunk c; in reverse, entry c is the gradient of the state before chunk c. `initial`
-    # (B, N, D) goes in first.
+    # states (B, chunks + 1, [2,] N, D), in place: what every chunk adds becomes what holds between chunks. Forwards,
+    # entry c + 1 is the state after chunk c; in reverse, entry c is the gradient of the state before chunk c. `initial`
+    # (B, [2,] N, D) goes in first. Packed sequences lie one behind the other, their first chunks are `firsts` (S+1,).
     size = N * channels
     blocks = (size + BLOCK - 1) // BLOCK
-    batch = (tl.program_id(0) // blocks).to(tl.int64)
+    sequence = (tl.program_id(0) // blocks).to(tl.int64)
     e = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     inside = e < size
-    a2 = tl.load(A + e, mask=inside, other=0.0) * LOG2E
-    if REVERSE:
-        states += (batch * (n_chunks + 1) + n_chunks) * size + e
-        sums += (batch * n_chunks + n_chunks - 1) * channels + e % channels
-        towards = -1
+    a2 = (tl.load(A + e, mask=inside, other=0.0) * LOG2E,)
+    if PARTS == 2:
+        a2 = a2 + (tl.load(A + size + e, mask=inside, other=0.0),)
+    if PACKED:
+        chunk_0 = tl.load(firsts + sequence).to(tl.int64)
+        chunks = (tl.load(firsts + sequence + 1) - chunk_0).to(tl.int32)
     else:
-        states += batch * (n_chunks + 1) * size + e
-        sums += batch * n_chunks * channels + e % channels
-        towards = 1
+        chunk_0 = sequence * n_chunks
+        chunks = n_chunks
+    states += (chunk_0 + sequence) * (PARTS * size) + e
+    sums += chunk_0 * (PARTS * channels) + e % channels
+    towards = 1
+    if REVERSE:
+        states += chunks.to(tl.int64) * (PARTS * size)
+        sums += (chunks.to(tl.int64) - 1) * (PARTS * channels)
+        towards = -1
 
-    h = tl.zeros([BLOCK], tl.float32)
-    if HAS_INITIAL:
-        h = tl.load(initial + batch * size + e, mask=inside, other=0.0)
-    tl.store(states, h, mask=inside)
+    h = ()
+    for p in tl.static_range(PARTS):
+        part = tl.zeros([BLOCK], tl.float32)
+        if HAS_INITIAL:
+            part = tl.load(initial + (sequence * PARTS + p) * size + e, mask=inside, other=0.0)
+        tl.store(states + p * size, part, mask=inside)
+        h = h + (part,)
     first = 0
-    while first < n_chunks:
+    while first < chunks:
         # the loads of a group go out together: none of them waits for the recurrence
         decays = ()
         added = ()
         for i in tl.static_range(UNROLL):
             k = (first + i).to(tl.int64) * towards
-            here = inside & (first + i < n_chunks)
-            decays = decays + (exp2(tl.load(sums + k * channels, mask=here, other=0.0) * a2),)
-            added = added + (tl.load(states + (k + towards) * size, mask=here, other=0.0),)
+            here = inside & (first + i < chunks)
+            total = ()
+            new = ()
+            for p in tl.static_range(PARTS):
+                total = total + (tl.load(sums + (k * PARTS + p) * channels, mask=here, other=0.0),)
+                new = new + (tl.load(states + ((k + towards) * PARTS + p) * size, mask=here, other=0.0),)
+            decays = decays + (decay_over(total, a2, PARTS),)
+            added = added + (new,)
         for i in tl.static_range(UNROLL):
             k = (first + i).to(tl.int64) * towards
-            h = decays[i] * h + added[i]
-            tl.store(states + (k + towards) * size, h, mask=inside & (first + i < n_chunks))
+            if REVERSE:
+                h = add_multiple(conjugate_product(decays[i], h, PARTS), 1.0, added[i], PARTS)
+            else:
+                h = add_multiple(product(decays[i], h, PARTS), 1.0, added[i], PARTS)
+            for p in tl.static_range(PARTS):
+                where = states + ((k + towards) * PARTS + p) * size
+                tl.store(where, h[p], mask=inside & (first + i < chunks))
         first += UNROLL
 
 
@@ -179,6 +241,7 @@ def outputs(
     D,
     z,
     bias,
+    pieces,
     u_batch,
     u_row,
     delta_batch,
@@ -187,11 +250,16 @@ def outputs(
     z_row,
     length,
     channels,
+    groups,
     chunk,
     n_chunks,
     kept_every,
     N: tl.constexpr,
     N_PADDED: tl.constexpr,
+    PARTS: tl.constexpr,
+    PACKED: tl.constexpr,
+    B_CONSTANT: tl.constexpr,
+    C_CONSTANT: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_D: tl.constexpr,
     HAS_Z: tl.constexpr,
@@ -200,52 +268,72 @@ def outputs(
     BLOCK_D: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    # y (B, L, D) of one chunk, from the state before it, states (B, chunks + 1, N, D)[:, c]; on the way the state is
-    # kept for the backward pass every kept_every steps, kept (B, ceil(L / kept_every), N, D)
-    batch, c, d, d_row = locate(tl.program_id(0), n_chunks, channels, BLOCK_D)
-    a2 = load_tile(A, d, channels, N, N_PADDED) * LOG2E
+    # y (B, L, D) of one chunk, from the state before it, states (B, chunks + 1, [2,] N, D)[:, c]; on the way the state
+    # is kept for the backward pass every kept_every steps, kept (B, ceil(L / kept_every), [2,] N, D)
+    piece, sequence, start, end, _block, group, d, end_d, d_row = locate(
+        tl.program_id(0), pieces, length, channels, groups, chunk, n_chunks, BLOCK_D, PACKED
+    )
+    batch, row = row_of(sequence, start, length, PACKED)
+    a2 = load_A(A, d, end_d, channels, N, N_PADDED, PARTS)
     step_bias = 0.0
     if HAS_BIAS:
         step_bias = tl.load(bias + d_row)
     skip = 0.0
     if HAS_D:
         skip = tl.load(D + d_row)
-    states += (batch * (n_chunks + 1) + c) * N * channels
-    h = load_tile(states, d, channels, N, N_PADDED)
+    states += (piece + sequence) * (PARTS * N) * channels
+    h = load_tiles(states, d, end_d, channels, N, N_PADDED, PARTS)
 
-    start = c * chunk
-    end = tl.minimum(start + chunk, length)
-    while start < end:
-        row = start.to(tl.int64)
+    here = start.to(tl.int64)
+    u += batch * u_batch + here * u_row + d_row
+    delta += batch * delta_batch + here * delta_row + d_row
+    if HAS_Z:
+        z += batch * z_batch + here * z_row + d_row
+    y += row * channels + d
+    if B_CONSTANT:
+        b = load_tiles(B, d, end_d, channels, N, N_PADDED, PARTS)
+    else:
+        b = B + ((batch * groups + group) * length + here) * (PARTS * N)
+    if C_CONSTANT:
+        c = load_tiles(C, d, end_d, channels, N, N_PADDED, PARTS)
+    else:
+        c = C + ((batch * groups + group) * length + here) * (PARTS * N)
+    if KEEP:
+        kept += kept_slot(piece, sequence, start, length, kept_every, PACKED) * (PARTS * N) * channels
+
+    left = end - start
+    while left > 0:
         if KEEP:
-            slot = batch * ((length + kept_every - 1) // kept_every) + start // kept_every
-            store_tile(kept + slot * N * channels, h, d, channels, N, N_PADDED)
-        u_here = u + batch * u_batch + row * u_row + d_row
-        delta_here = delta + batch * delta_batch + row * delta_row + d_row
-        z_here = z
-        if HAS_Z:
-            z_here = z + batch * z_batch + row * z_row + d_row
-        y_here = y + (batch * length + row) * channels + d
-        B_here = B + (batch * length + row) * N
-        C_here = C + (batch * length + row) * N
-        steps = tl.minimum(kept_every, end - start)
+            store_tiles(kept, h, d, end_d, channels, N, N_PADDED, PARTS)
+            kept += PARTS * N * channels
+        steps = tl.minimum(kept_every, left)
         full = steps // STEPS * STEPS
         t = 0
         while t < full:
             h = output_group(
-                t, h, y_here, u_here, delta_here, a2, B_here, C_here, skip, z_here, step_bias,
-                u_row, delta_row, z_row, channels, d < channels, N, N_PADDED, HAS_D, HAS_Z, SOFTPLUS, STEPS,
+                t, h, y, u, delta, a2, b, c, skip, z, step_bias, u_row, delta_row, z_row, channels, d < end_d,
+                N, N_PADDED, PARTS, B_CONSTANT, C_CONSTANT, HAS_D, HAS_Z, SOFTPLUS, STEPS,
             )  # fmt: skip
             t += STEPS
         while t < steps:
             h = output_group(
-                t, h, y_here, u_here, delta_here, a2, B_here, C_here, skip, z_here, step_bias,
-                u_row, delta_row, z_row, channels, d < channels, N, N_PADDED, HAS_D, HAS_Z, SOFTPLUS, 1,
+                t, h, y, u, delta, a2, b, c, skip, z, step_bias, u_row, delta_row, z_row, channels, d < end_d,
+                N, N_PADDED, PARTS, B_CONSTANT, C_CONSTANT, HAS_D, HAS_Z, SOFTPLUS, 1,
             )  # fmt: skip
             t += 1
-        start += steps
+        left -= steps
+        far = steps.to(tl.int64)
+        u += far * u_row
+        delta += far * delta_row
+        if HAS_Z:
+            z += far * z_row
+        y += far * channels
+        if not B_CONSTANT:
+            b += far * (PARTS * N)
+        if not C_CONSTANT:
+            c += far * (PARTS * N)
     if n_chunks == 1:  # otherwise the pass over the chunks has left the final state there
-        store_tile(states + N * channels, h, d, channels, N, N_PADDED)
+        store_tiles(states + PARTS * N * channels, h, d, end_d, channels, N, N_PADDED, PARTS)
 
 
 @device_function
@@ -268,6 +356,9 @@ def output_group(
     inside,
     N: tl.constexpr,
     N_PADDED: tl.constexpr,
+    PARTS: tl.constexpr,
+    B_CONSTANT: tl.constexpr,
+    C_CONSTANT: tl.constexpr,
     HAS_D: tl.constexpr,
     HAS_Z: tl.constexpr,
     SOFTPLUS: tl.constexpr,
@@ -286,10 +377,11 @@ def output_group(
         dts = dts + (step_size(raws[i].to(tl.float32) + step_bias, SOFTPLUS),)
     ys = ()
     for i in tl.static_range(STEPS):
-        b = load_projection(B + (t + i) * N, N, N_PADDED)
-        h = exp2(dts[i][None, :] * a2) * h + (dts[i] * xs[i].to(tl.float32))[None, :] * b[:, None]
-        c = load_projection(C + (t + i) * N, N, N_PADDED)
-        ys = ys + (tl.sum(h * c[:, None], axis=0),)
+        b = projection(B, t + i, N, N_PADDED, PARTS, B_CONSTANT)
+        h = product(decay(dts[i][None, :], a2, PARTS), h, PARTS)
+        h = add_multiple(h, (dts[i] * xs[i].to(tl.float32))[None, :], b, PARTS)
+        c = projection(C, t + i, N, N_PADDED, PARTS, C_CONSTANT)
+        ys = ys + (dot(h, c, PARTS),)
     for i in tl.static_range(STEPS):
         value = ys[i]
         if HAS_D:

@@ -11,7 +11,7 @@ A backend module (`cpu`, `triton`) offers functions without autograd:
     kept_shapes(u, A, B, C, cu_seqlens) -> the shapes of `saved`, told from the arguments' shapes alone. A module may
            lack it: in a compiled program its backward pass then runs the forward pass again
 
-`cu_seqlens` is given only where sequences are packed, to a backend that can (see `outside_compiled_case`).
+`cu_seqlens` is given only where sequences are packed.
 
 Only inputs and the states at chunk starts are kept: everything else is recomputed in the backward pass (Mamba, section
 3.3.2). `library.py` makes torch.library operators of the same functions.
@@ -24,35 +24,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mamba_seq.kernels._dispatch import choose_backend, implementation
-
-COMPILED = ("cpu", "triton")
+from mamba_seq.kernels._dispatch import choose_backend, implementation, outside_compiled_cases
 
 
-def choose(backend: str | None, u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None) -> str:
-    """Return the backend that runs a scan; raise RuntimeError where a named one cannot."""
-    unsupported = {name: outside_compiled_case(name, u, A, B, C, cu_seqlens) for name in COMPILED}
-    return choose_backend("selective_scan", backend, u.device, unsupported)
-
-
-def outside_compiled_case(
-    backend: str, u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None
-) -> str | None:
-    """Say why a compiled implementation cannot run a case of the contract yet, or None."""
-    if u.dtype == torch.float64:
-        return "float64 runs on the reference only"
-    if backend == "cpu":
-        return None
-    if A.is_complex():
-        return "complex A runs on the reference and the CPU only"
-    groups = max(p.shape[2] if p.dim() == 4 else 1 for p in (B, C))
-    if groups > 1:
-        return f"{groups} groups of B and C run on the reference and the CPU only"
-    if B.dim() == 2 or C.dim() == 2:
-        return "B or C constant over time runs on the reference and the CPU only"
-    if cu_seqlens is not None:
-        return "packed sequences (cu_seqlens) run on the reference and the CPU only"
-    return None
+def choose(op: str, backend: str | None, u: Tensor) -> str:
+    """Return the backend that runs a call of `op`; raise RuntimeError where a named one cannot."""
+    return choose_backend(op, backend, u.device, outside_compiled_cases(u.dtype))
 
 
 def run(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mamba_seq.kernels._checks import check_boundaries
-from mamba_seq.kernels._dispatch import choose_backend, implementation
+from mamba_seq.kernels._dispatch import implementation
 from mamba_seq.kernels._library import as_leaves, define, differentiable, gradients_of
 from mamba_seq.kernels.selective_scan.function import (
     choose,
@@ -25,7 +25,6 @@ from mamba_seq.kernels.selective_scan.function import (
     without_one_group,
 )
 from mamba_seq.kernels.selective_scan.reference import selective_scan_reference, selective_state_update_reference
-from mamba_seq.kernels.selective_scan.step import unsupported_step
 
 REFERENCE = "reference"
 
@@ -48,7 +47,7 @@ def _scan(
     if cu_seqlens is not None:
         check_boundaries(cu_seqlens, u.shape[1])
     arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, cu_seqlens)
-    chosen = _chosen(backend, u, A, B, C, cu_seqlens)
+    chosen = _chosen(backend, u)
     if chosen == REFERENCE:
         y, final_state = selective_scan_reference(*arguments)
         return y.contiguous(), final_state.contiguous(), []
@@ -62,7 +61,7 @@ def _scan_fake(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *others: Any
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     cu_seqlens, backend, keep = others[-3:]
-    chosen = _chosen(backend, u, A, B, C, cu_seqlens)
+    chosen = _chosen(backend, u)
     shapes = _kept_shapes(chosen, u, A, B, C, cu_seqlens) if keep and chosen != REFERENCE else []
     sequences = u.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     kept = [u.new_empty(shape, dtype=torch.float32) for shape in shapes]
@@ -87,7 +86,7 @@ def _scan_backward(
     backend: str | None,
 ) -> list[Tensor]:
     tensors = (u, delta, A, B, C, D, z, delta_bias)
-    chosen = _chosen(backend, u, A, B, C, cu_seqlens)
+    chosen = _chosen(backend, u)
     if chosen == REFERENCE:
         with torch.enable_grad():
             leaves = as_leaves(*tensors, initial_state)
@@ -105,8 +104,8 @@ def _scan_backward_fake(dy: Tensor, dfinal_state: Tensor | None, kept: list[Tens
     return [t.new_empty(t.shape) for t in (*tensors, initial_state) if t is not None]
 
 
-def _chosen(backend: str | None, u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None) -> str:
-    chosen = choose(backend, u, A, B, C, cu_seqlens)
+def _chosen(backend: str | None, u: Tensor) -> str:
+    chosen = choose("selective_scan", backend, u)
     return REFERENCE if u.shape[1] == 0 else chosen
 
 
@@ -132,7 +131,7 @@ def update(
     backend: str | None,
 ) -> Tensor:
     """Choose who takes a step, and take it: y (B, D) in u's type, `state` changed in place."""
-    chosen = choose_backend("selective_state_update", backend, u.device, unsupported_step(u, A, B, C))
+    chosen = choose("selective_state_update", backend, u)
     if chosen == REFERENCE:
         step = selective_state_update_reference
     else:

@@ -1,4 +1,4 @@
-"""The single step of the scan: its checks, and who can run it."""
+"""The checks of the single step of the scan."""
 
 from torch import Tensor
 
@@ -57,17 +57,3 @@ def _check_projection(name: str, tensor: Tensor, u: Tensor, A: Tensor) -> None:
         )
     constant = is_constant(tensor, u)
     check_dtype(name, tensor, (A.dtype,) if constant or A.is_complex() else (u.dtype,))
-
-
-def unsupported_step(u: Tensor, A: Tensor, B: Tensor, C: Tensor) -> dict[str, str | None]:
-    """Say, per compiled backend, why it cannot run this step, or None."""
-    if str(u.dtype) == "torch.float64":
-        return dict.fromkeys(("cpu", "triton"), "float64 runs on the reference only")
-    reason = None
-    if A.is_complex():
-        reason = "complex A runs on the reference and the CPU only"
-    elif any(p.dim() == 3 and p.shape[1] > 1 for p in (B, C)):
-        reason = "groups of B and C run on the reference and the CPU only"
-    elif is_constant(B, u) or is_constant(C, u):
-        reason = "B or C constant over time runs on the reference and the CPU only"
-    return {"cpu": None, "triton": reason}

@@ -124,9 +124,7 @@ def export_mamba_ssm(model: "LanguageModel", folder: str | Path, dtype: torch.dt
 
 def _language_model(model: "LanguageModel") -> "LanguageModel":
     if model.config.task != "language-model":
-        raise ModelError(
-            f"the model is a {model.config.task}, expected a language-model: the others have no classifier"
-        )
+        raise ModelError(f"the model is a {model.config.task}, expected a language-model: the others have no other")
     return model
 
 

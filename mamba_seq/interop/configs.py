@@ -68,9 +68,10 @@ def to_transformers(config: ModelConfig) -> dict[str, Any]:
     """Return the fields of transformers' config.json.
 
     Raises:
-        ModelError: for a backbone with LayerNorm.
+        ModelError: for a backbone with LayerNorm, or with blocks other than Mamba's.
     """
     backbone = config.backbone
+    _check_selective(backbone, "transformers")
     if backbone.norm != "rms":
         raise ModelError(f"norm is {backbone.norm!r}, expected 'rms': transformers' Mamba has no other")
     return {
@@ -154,9 +155,10 @@ def to_mamba_ssm(config: ModelConfig) -> dict[str, Any]:
     """Return the fields of mamba_ssm's config.json, in the form that its versions 1 and 2 read.
 
     Raises:
-        ModelError: for a norm_eps other than its own.
+        ModelError: for a norm_eps other than its own, or blocks other than Mamba's.
     """
     backbone = config.backbone
+    _check_selective(backbone, "mamba_ssm")
     if backbone.norm_eps != _MAMBA_SSM_EPS:
         raise ModelError(
             f"norm_eps is {backbone.norm_eps}, expected {_MAMBA_SSM_EPS}: mamba_ssm's config cannot change it"
@@ -183,6 +185,11 @@ def to_mamba_ssm(config: ModelConfig) -> dict[str, Any]:
     if not config.tie_embeddings:
         fields["tie_embeddings"] = False  # version 1 ties always, and refuses the field
     return fields
+
+
+def _check_selective(backbone: MambaConfig, package: str) -> None:
+    if backbone.ssm != "selective":
+        raise ModelError(f"ssm is {backbone.ssm!r}, expected 'selective': {package}'s Mamba has no other recurrence")
 
 
 def _build(path: Path, backbone: dict[str, Any], **model: Any) -> ModelConfig:

@@ -1,6 +1,7 @@
 """What happens beside the steps of a training run: checkpoints, and an end after some minutes."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,19 @@ class Checkpoint(Callback):
 
 
 class StopAfter(Callback):
-    """Ends training after some minutes; Lightning's own timer enters the checkpoint and is missed in a later run."""
+    """Ends training after some minutes; Lightning's own timer enters the checkpoint and is missed in a later run.
 
-    def __init__(self, minutes: float) -> None:
-        self.deadline = time.monotonic() + 60 * minutes
+    Args:
+        minutes: how many.
+        passed: gives the minutes so far; by default those since now, of this call alone.
+    """
+
+    def __init__(self, minutes: float, passed: Callable[[], float] | None = None) -> None:
+        started = time.monotonic()
+        self._minutes = minutes
+        self._passed = passed if passed is not None else lambda: (time.monotonic() - started) / 60
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Stop after the step that passes the deadline."""
-        if time.monotonic() >= self.deadline:
+        """Stop after the step that passes the end."""
+        if self._passed() >= self._minutes:
             trainer.should_stop = True

@@ -32,7 +32,8 @@ from mamba_seq.saving import write_whole
 log = logging.getLogger("mamba_seq.train")
 
 BASELINE_BASES = 1_500_000
-"""Bases a class that the baseline is fitted on, at every length; at least 60 windows, at most 1,500."""
+"""Bases a class that the baseline is fitted on, at every length, within the fewest and most windows."""
+MOST_BASELINE_WINDOWS = 1500
 
 
 def finish(
@@ -41,6 +42,7 @@ def finish(
     data: GenomeData,
     tests: list[EvaluationWindows],
     run: Path,
+    steps: int,
     minutes: float,
 ) -> Path:
     """Save the model, measure it and the baseline, write card and pictures; return the model's folder."""
@@ -48,10 +50,10 @@ def finish(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # what is measured is what was stored, rounding included
     saved = cast("SequenceClassifier", from_pretrained(staging, device))
-    baseline = _kept(run / BASELINE, lambda: measure_baseline(data, tests))
-    evaluation = _kept(run / EVALUATION, lambda: measure_model(saved, recipe.context, tests))
+    baseline = _kept(run / BASELINE, lambda: measure_baseline(data, recipe, tests))
+    evaluation = _kept(run / EVALUATION, lambda: measure_model(saved, recipe, tests))
     parameters = sum(p.numel() for p in model.parameters())
-    record = make_record(recipe, data, evaluation, baseline, parameters, minutes)
+    record = make_record(recipe, data, evaluation, baseline, parameters, steps, minutes)
     at = len(recipe.evaluation.lengths) // 2
     plot_confusion(
         np.array(evaluation[at]["confusion"]),
@@ -66,11 +68,12 @@ def finish(
     return staging.rename(run / MODEL)
 
 
-def measure_model(model: SequenceClassifier, context: int, tests: list[EvaluationWindows]) -> list[dict[str, Any]]:
+def measure_model(model: SequenceClassifier, recipe: Recipe, tests: list[EvaluationWindows]) -> list[dict[str, Any]]:
     """Classify the test windows as `mamba-seq classify` would: windows of the context, both strands, averaged."""
+    most = recipe.evaluation.max_windows
     rows = []
     for windows in tests:
-        found: Evaluation = evaluate_windows(model, windows_of(windows), context)
+        found: Evaluation = evaluate_windows(model, windows_of(windows), recipe.context, max_windows=most)
         fits = [windows.disjoint[label] for label in model.config.labels]
         result = LengthResult(windows.length, found, tuple(fits))
         low, high = found.interval(result.independent())
@@ -89,11 +92,12 @@ def measure_model(model: SequenceClassifier, context: int, tests: list[Evaluatio
     return rows
 
 
-def measure_baseline(data: GenomeData, tests: list[EvaluationWindows]) -> list[float | None]:
+def measure_baseline(data: GenomeData, recipe: Recipe, tests: list[EvaluationWindows]) -> list[float | None]:
     """Measure the k-mer baseline at every length; None for all without scikit-learn."""
     accuracies: list[float | None] = []
     for test in tests:
-        per_class = min(1500, max(60, BASELINE_BASES // test.length))
+        fewest = recipe.evaluation.baseline_windows
+        per_class = max(fewest, min(MOST_BASELINE_WINDOWS, BASELINE_BASES // test.length))
         train = data.evaluation_windows("train", test.length, per_class)
         try:
             accuracies.append(baseline_accuracy(_split(train), _split(test)))
@@ -110,6 +114,7 @@ def make_record(
     evaluation: list[dict[str, Any]],
     baseline: list[float | None],
     parameters: int,
+    steps: int,
     minutes: float,
 ) -> dict[str, Any]:
     """Gather what the card says and `mamba-seq zoo show` prints."""
@@ -125,6 +130,7 @@ def make_record(
         "labels": data.labels,
         "data_source": recipe.data_source,
         "data_licence": recipe.data_licence,
+        "unseen_genomes": recipe.data.test_root is not None,
         "split": f"by {recipe.data.split}; {held_out}, {recipe.data.validation_fraction:.0%} for validation.",
         "limits": recipe.limits,
         "context": recipe.context,
@@ -132,7 +138,9 @@ def make_record(
         "model": dataclasses.asdict(recipe.model),
         "pooling": recipe.pooling,
         "optim": dataclasses.asdict(recipe.optim),
-        "steps": recipe.optim.steps,
+        "steps": steps,
+        "max_windows": recipe.evaluation.max_windows,
+        "start_from": recipe.start_from,
         "batch_tokens": recipe.data.batch_tokens,
         "mutation_fraction": recipe.data.mutation_fraction,
         "lengths": " and ".join(f"{length:,}" for length in recipe.data.lengths),

@@ -1,7 +1,8 @@
 """The training step: cross-entropy over labels, AdamW, and accuracy by length on the validation windows."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -13,7 +14,7 @@ from mamba_seq.heads import SequenceClassifier
 from mamba_seq.pipelines.train.metrics import MetricsFile
 from mamba_seq.pipelines.train.recipe import OptimConfig
 
-NO_DECAY = ("A_log", "D", "dt_bias", "conv_bias", "bias", "norm.weight", "embedding.weight")
+NO_DECAY = ("A_log", "A_imag", "B", "D", "dt_bias", "conv_bias", "bias", "norm.weight", "embedding.weight")
 """Ends of the names of parameters without weight decay."""
 
 Batch = tuple[Tensor, Tensor]
@@ -25,6 +26,9 @@ class ClassifierTraining(L.LightningModule):
 
     Dropout draws from a generator that is seeded anew at every step, by the seed and the step: a run that was killed
     goes on with the numbers of one that was not.
+
+    Attributes:
+        minutes: gives the minutes of training so far, for a schedule that is fitted to minutes.
     """
 
     def __init__(self, model: SequenceClassifier, optim: OptimConfig, log_every: int, seed: int) -> None:
@@ -33,8 +37,10 @@ class ClassifierTraining(L.LightningModule):
         self.optim = optim
         self.log_every = log_every
         self.seed = seed
+        self.minutes: Callable[[], float] = lambda: 0.0
         config = model.config
-        self.next_token = nn.Linear(config.backbone.d_model, config.vocab_size) if optim.next_token_weight else None
+        tokens = cast("int", config.vocab_size)  # a recipe's data are DNA
+        self.next_token = nn.Linear(config.backbone.d_model, tokens) if optim.next_token_weight else None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch: cross-entropy over labels, and over next tokens if the recipe wants it."""
@@ -42,7 +48,7 @@ class ClassifierTraining(L.LightningModule):
         tokens, labels = batch
         tokens = tokens.long()
         out = self.model.backbone(self.model.embedding(tokens))
-        logits = self.model.classify(out)
+        logits = self.model.read(out)
         loss = F.cross_entropy(logits, labels)
         # synchronises with the GPU, so only where a row is written; Lightning would write it some steps later
         if self.global_step % self.log_every == 0 and isinstance(self.logger, MetricsFile):
@@ -85,7 +91,9 @@ class ClassifierTraining(L.LightningModule):
             betas=(optim.beta1, optim.beta2),
             fused=self.device.type == "cuda",
         )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, optim) / optim.lr)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate(step, optim, self.minutes()) / optim.lr
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
@@ -94,9 +102,12 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
 
 
-def learning_rate(step: int, optim: OptimConfig) -> float:
-    """Return the learning rate of a step: linear warm-up, then a cosine to `min_lr`."""
+def learning_rate(step: int, optim: OptimConfig, minutes: float = 0.0) -> float:
+    """Return the learning rate of a step: linear warm-up, then a cosine to `min_lr`, by steps or by minutes so far."""
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps
-    through = (step - optim.warmup_steps) / max(1, optim.steps - optim.warmup_steps)
+    if optim.minutes is None:
+        through = (step - optim.warmup_steps) / max(1, optim.steps - optim.warmup_steps)
+    else:
+        through = minutes / optim.minutes
     return optim.min_lr + (optim.lr - optim.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, through)))

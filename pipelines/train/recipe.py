@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mamba_seq.config import MambaConfig
 from mamba_seq.data_prep.dna import GenomeDataConfig
+from mamba_seq.data_prep.windows import MAX_WINDOWS
 from mamba_seq.pipelines.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ class OptimConfig:
     """Steps of linear warm-up."""
     steps: int = 10000
     """Steps in all."""
+    minutes: float | None = None
+    """Minutes of training that the schedule is fitted to instead of `steps`, which then only bound it: the rate falls
+    as they pass, and the run ends with them. No such run can be repeated step by step."""
     weight_decay: float = 0.1
     """Weight decay of matrices; vectors, norms, A_log and D have none."""
     beta1: float = 0.9
@@ -46,6 +50,8 @@ class OptimConfig:
             raise ValueError(f"optim.steps is {self.steps}, expected at least 1")
         if not 0 <= self.warmup_steps <= self.steps:
             raise ValueError(f"optim.warmup_steps is {self.warmup_steps}, expected 0 to optim.steps = {self.steps}")
+        if self.minutes is not None and not self.minutes > 0:
+            raise ValueError(f"optim.minutes is {self.minutes}, expected above 0, or null for a schedule of steps")
         if not self.lr > 0:
             raise ValueError(f"optim.lr is {self.lr}, expected above 0")
         if not 0 <= self.min_lr <= self.lr:
@@ -68,6 +74,11 @@ class EvaluationConfig:
     """Lengths of the test windows, in bases."""
     windows_per_class: list[int] = dataclasses.field(default_factory=lambda: [400, 200, 20])
     """Number of windows a class, one figure for each length."""
+    max_windows: int = MAX_WINDOWS
+    """The most windows of `context` that a test window is read in, evenly spaced; 0 for all."""
+    baseline_windows: int = 60
+    """The fewest windows a class that the k-mer baseline is fitted on, at every length; where 1.5 million bases are
+    more windows it gets so many, up to 1,500."""
 
     def __post_init__(self) -> None:
         if len(self.lengths) != len(self.windows_per_class):
@@ -79,6 +90,10 @@ class EvaluationConfig:
             figures = getattr(self, name)
             if not figures or min(figures) < 1:
                 raise ValueError(f"evaluation.{name} is {figures}, expected at least one figure, each at least 1")
+        if self.max_windows < 0:
+            raise ValueError(f"evaluation.max_windows is {self.max_windows}, expected 0 for all, or more")
+        if self.baseline_windows < 1:
+            raise ValueError(f"evaluation.baseline_windows is {self.baseline_windows}, expected at least 1")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -107,6 +122,8 @@ class Recipe:
     """Optimiser and schedule."""
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     """Test windows."""
+    start_from: str | None = None
+    """Folder of a saved model of the same sizes and labels whose weights training begins with, to train on."""
     seed: int = 0
     """Seed of the weights; the data has its own."""
     precision: Literal["auto", "32", "bf16"] = "auto"

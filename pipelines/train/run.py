@@ -12,6 +12,7 @@
 The same command starts a run, continues it, and refuses to touch one that is finished.
 """
 
+import dataclasses
 import logging
 import signal
 import warnings
@@ -30,6 +31,7 @@ from mamba_seq.data_prep.genome_windows import EvaluationWindows
 from mamba_seq.data_prep.splits import Splits
 from mamba_seq.errors import ModelError
 from mamba_seq.heads import SequenceClassifier
+from mamba_seq.loading import from_pretrained
 from mamba_seq.pipelines.errors import RecipeError
 from mamba_seq.pipelines.train.callbacks import Checkpoint, StopAfter
 from mamba_seq.pipelines.train.finish import finish
@@ -75,17 +77,24 @@ def main(
     check_folder(run, text, force)
     data = GenomeData(fields.data)
     tests = prepare_data(data, fields)
+    start = (
+        None if fields.start_from is None else starting_weights(fields.start_from, model_config(fields, data.labels))
+    )
     begin(run, text, splits_of(data).to_tsv(), force)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # says which devices it sees, and advertises
     L.seed_everything(fields.seed, verbose=False)
     model = SequenceClassifier(model_config(fields, data.labels))
+    if start is not None:
+        model.load_state_dict(start)
     training = ClassifierTraining(model, fields.optim, fields.log_every, fields.seed)
     step, minutes = fit(training, data, fields, run, max_minutes, progress)
     plot_curves(run / METRICS, run / CURVES)
-    if step < fields.optim.steps:
-        log.info("stopped at step %d of %d; the same command goes on", step, fields.optim.steps)
+    planned = fields.optim.minutes
+    if step < fields.optim.steps and (planned is None or minutes < planned):
+        end = f"of {fields.optim.steps}" if planned is None else f"after {minutes:.1f} of {planned:g} minutes"
+        log.info("stopped at step %d %s; the same command goes on", step, end)
         return run
-    return finish(training.model, fields, data, tests, run, minutes)
+    return finish(training.model, fields, data, tests, run, step, minutes)
 
 
 def prepare_data(data: GenomeData, recipe: Recipe) -> list[EvaluationWindows]:
@@ -109,6 +118,28 @@ def prepare_data(data: GenomeData, recipe: Recipe) -> list[EvaluationWindows]:
 def splits_of(data: GenomeData) -> Splits:
     """Return every stretch of training, validation and test, those of separate test genomes too."""
     return Splits(tuple(i for i in data.splits.intervals if i.split != "test") + tuple(data.test_intervals))
+
+
+def starting_weights(folder: str, config: ModelConfig) -> dict[str, torch.Tensor]:
+    """Return the weights of the saved model that a run begins with.
+
+    Raises:
+        ModelError: when there is none, or it is of other sizes or labels than the recipe's.
+    """
+    saved = from_pretrained(folder)
+    ours, theirs = (dataclasses.replace(each, context=None, mamba_seq_version="") for each in (config, saved.config))
+    # neither is a matter of the weights
+    theirs.backbone = dataclasses.replace(theirs.backbone, dropout=ours.backbone.dropout)
+    different = [
+        f"{field.name} {getattr(theirs, field.name)} instead of {getattr(ours, field.name)}"
+        for field in dataclasses.fields(ModelConfig)
+        if getattr(ours, field.name) != getattr(theirs, field.name)
+    ]
+    if different:
+        raise ModelError(
+            f"start_from {folder} is another model than the recipe's: {different[0]}; change one of the two"
+        )
+    return saved.state_dict()
 
 
 def model_config(recipe: Recipe, labels: list[str]) -> ModelConfig:
@@ -136,8 +167,11 @@ def fit(
     start = resumed_step(checkpoint.path)
     data.start_step = start
     callbacks: list[Callback] = [checkpoint]
+    training.minutes = lambda: checkpoint.minutes
     if max_minutes is not None:
         callbacks.append(StopAfter(max_minutes))
+    if recipe.optim.minutes is not None:
+        callbacks.append(StopAfter(recipe.optim.minutes, training.minutes))
     if progress:
         callbacks.append(RichProgressBar())
     metrics = MetricsFile(run / METRICS, start)

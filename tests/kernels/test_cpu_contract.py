@@ -1,4 +1,7 @@
-"""The rest of the contract on the CPU kernels, forward and backward: packed sequences, groups, constants, complex A."""
+"""The rest of the contract on the CPU kernels, forward and backward: packed sequences, groups, constants, complex A.
+
+`test_triton_contract.py` runs the same checks, and on a GPU the same cases.
+"""
 
 import itertools
 from typing import Any
@@ -9,7 +12,7 @@ from torch import Tensor
 
 from mamba_seq.kernels.causal_conv1d import causal_conv1d
 from mamba_seq.kernels.selective_scan import selective_scan, selective_state_update
-from tests.kernels.compare import DTYPES, Tolerance, assert_close, one_thread, to_double
+from tests.kernels.compare import DEVICE, DTYPES, Tolerance, allowed, assert_close, one_thread, to_double
 from tests.kernels.scan_cases import TOLERANCES
 from tests.kernels.test_causal_conv1d import ACTIVATIONS, PARAMETERS
 
@@ -62,19 +65,44 @@ def with_gradients(function: Any, arguments: dict[str, Tensor], upstream: list[T
     return {"y": y.detach(), "final_state": state.detach()} | named
 
 
-def check_scan(arguments: dict[str, Tensor], dtype: str = "fp32", **extra: Any) -> None:
+def check_scan(
+    arguments: dict[str, Tensor], dtype: str = "fp32", backend: str = "cpu", cut: list[int] | None = None
+) -> None:
     """Compare results and every gradient with the reference in float64, and the forward pass alone with itself."""
-    extra |= {"delta_softplus": True}
     upstream = [torch.randn_like(arguments["u"]), torch.randn_like(arguments["initial_state"])]
-    with one_thread():
-        exact = {name: to_double(t) for name, t in arguments.items()}
-        want = with_gradients(selective_scan, exact, [to_double(t) for t in upstream], backend="reference", **extra)
-    got = with_gradients(selective_scan, arguments, upstream, backend="cpu", **extra)
-    assert {name: got[f"d{name}"].dtype for name in arguments} == {name: t.dtype for name, t in arguments.items()}
-    assert_close(got, want, tolerances(dtype, arguments["A"].is_complex()))
-    y, state = selective_scan(**arguments, backend="cpu", return_final_state=True, **extra)
+    got = compare_with_truth(
+        selective_scan, arguments, upstream, dtype, backend, cut, tolerances(dtype, arguments["A"].is_complex()),
+        delta_softplus=True,
+    )  # fmt: skip
+    given = {name: t.to(DEVICE[backend]) for name, t in arguments.items()}
+    packed = {} if cut is None else {"cu_seqlens": boundaries(cut).to(DEVICE[backend])}
+    y, state = selective_scan(**given, backend=backend, return_final_state=True, delta_softplus=True, **packed)
     assert torch.equal(y, got["y"])
     assert torch.equal(state, got["final_state"])
+
+
+def compare_with_truth(
+    function: Any,
+    arguments: dict[str, Tensor],
+    upstream: list[Tensor],
+    dtype: str,
+    backend: str,
+    cut: list[int] | None,
+    close: dict[str, Tolerance],
+    **extra: Any,
+) -> dict[str, Tensor]:
+    """Hold results and gradients of a backend to the reference in float64; returns the former."""
+    packed = {} if cut is None else {"cu_seqlens": boundaries(cut)}
+    with one_thread():
+        exact = {name: to_double(t) for name, t in arguments.items()}
+        exact_upstream = [to_double(t) for t in upstream]
+        want = with_gradients(function, exact, exact_upstream, backend="reference", **extra, **packed)
+    given, above = {n: t.to(DEVICE[backend]) for n, t in arguments.items()}, [t.to(DEVICE[backend]) for t in upstream]
+    packed = {name: t.to(DEVICE[backend]) for name, t in packed.items()}
+    got: dict[str, Tensor] = with_gradients(function, given, above, backend=backend, **extra, **packed)
+    assert {name: got[f"d{name}"].dtype for name in arguments} == {name: t.dtype for name, t in arguments.items()}
+    assert_close(got, want, allowed(close, dtype, backend))
+    return got
 
 
 def tolerances(dtype: str, complex_A: bool) -> dict[str, Tolerance]:
@@ -98,7 +126,7 @@ def boundaries(bounds: list[int]) -> Tensor:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_packed_scan(dtype: str, bounds: str) -> None:
     cut = BOUNDS[bounds]
-    check_scan(draw(cut[-1], batch=1, sequences=len(cut) - 1, dtype=dtype), dtype, cu_seqlens=boundaries(cut))
+    check_scan(draw(cut[-1], batch=1, sequences=len(cut) - 1, dtype=dtype), dtype, cut=cut)
 
 
 def test_packed_is_every_sequence_by_itself_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,20 +163,19 @@ def test_segments_do_not_change_a_packed_gradient(dtype: str, monkeypatch: pytes
 @pytest.mark.parametrize("bounds", BOUNDS)
 @pytest.mark.parametrize(("dtype", "K"), [("fp32", 2), ("fp32", 7), ("fp16", 4), ("bf16", 4)])
 def test_packed_convolution(dtype: str, K: int, bounds: str) -> None:
-    cut = BOUNDS[bounds]
+    check_packed_convolution(dtype, K, BOUNDS[bounds], "cpu")
+
+
+def check_packed_convolution(dtype: str, K: int, cut: list[int], backend: str) -> None:
     torch.manual_seed(cut[-1])
     x, state = randn(1, cut[-1], 18).to(DTYPES[dtype]), randn(len(cut) - 1, 18, K - 1).to(DTYPES[dtype])
     arguments = {"x": x, "weight": randn(18, K), "bias": randn(18), "initial_state": state}
     upstream = [torch.randn_like(x), torch.randn_like(state)]
-    extra = {"activation": "silu", "cu_seqlens": boundaries(cut)}
-    with one_thread():
-        exact = {name: to_double(t) for name, t in arguments.items()}
-        want = with_gradients(causal_conv1d, exact, [to_double(t) for t in upstream], backend="reference", **extra)
-    got = with_gradients(causal_conv1d, arguments, upstream, backend="cpu", **extra)
     # in a sequence shorter than K - 1 a gradient has two parts, through y and the final state: rounded, added, rounded
     activation = ACTIVATIONS[dtype]._replace(scaled=2 * ACTIVATIONS[dtype].scaled)
     names = ("y", "final_state", "dx", "dinitial_state")
-    assert_close(got, want, dict.fromkeys(names, activation) | dict.fromkeys(("dweight", "dbias"), PARAMETERS))
+    close = dict.fromkeys(names, activation) | dict.fromkeys(("dweight", "dbias"), PARAMETERS)
+    compare_with_truth(causal_conv1d, arguments, upstream, dtype, backend, cut, close, activation="silu")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -169,7 +196,7 @@ def test_constants(constant: str, groups: int, dtype: str) -> None:
 def test_packed_with_groups_and_constants(groups: int, constant: str) -> None:
     cut = BOUNDS["odd"]
     arguments = draw(cut[-1], batch=1, sequences=len(cut) - 1, groups=groups, constant=constant)
-    check_scan(arguments, cu_seqlens=boundaries(cut))
+    check_scan(arguments, cut=cut)
 
 
 def test_the_same_bits_on_any_number_of_threads() -> None:
@@ -193,17 +220,18 @@ def test_steps(kind: str, dtype: str) -> None:
     check_step(kind, dtype, complex_A=False)
 
 
-def check_step(kind: str, dtype: str, complex_A: bool) -> None:
-    groups = {"groups": 3, "every-channel-a-group": 18, "groups-B": 3}.get(kind, 0)
+def check_step(kind: str, dtype: str, complex_A: bool, backend: str = "cpu", D: int = 18, N: int = 3) -> None:
+    groups = {"groups": 3, "every-channel-a-group": D, "groups-B": 3}.get(kind, 0)
     constant = kind.removeprefix("groups-") if kind[-1] in "BC" else ""
-    whole = draw(1, groups=groups, constant=constant, dtype=dtype, complex_A=complex_A)
+    whole = draw(1, D, N, groups=groups, constant=constant, dtype=dtype, complex_A=complex_A)
     step = {n: t[:, 0] if n in ("u", "delta", "z") or (n in "BC" and t.dim() > 2) else t for n, t in whole.items()}
     state = step.pop("initial_state")
     exact_state = to_double(state)
     exact = {name: to_double(t) for name, t in step.items()}
     want = selective_state_update(exact_state, **exact, delta_softplus=True, backend="reference")
-    got = selective_state_update(state, **step, delta_softplus=True, backend="cpu")
-    close = TOLERANCES[dtype]
+    state, step = state.to(DEVICE[backend]), {name: t.to(DEVICE[backend]) for name, t in step.items()}
+    got = selective_state_update(state, **step, delta_softplus=True, backend=backend)
+    close = allowed(TOLERANCES[dtype], dtype, backend)
     found = {"y": got, "final_state": state}
     assert_close(found, {"y": want, "final_state": exact_state}, {name: close[name] for name in found})
 
@@ -221,7 +249,7 @@ def test_complex(groups: int, constant: str, dtype: str) -> None:
 def test_packed_complex(constant: str, bounds: str) -> None:
     cut = BOUNDS[bounds]
     arguments = draw(cut[-1], batch=1, sequences=len(cut) - 1, constant=constant, complex_A=True)
-    check_scan(arguments, cu_seqlens=boundaries(cut))
+    check_scan(arguments, cut=cut)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -231,11 +259,16 @@ def test_complex_steps(kind: str, dtype: str) -> None:
 
 
 def test_fast_turns() -> None:
+    check_fast_turns("cpu", 63)
+
+
+def check_fast_turns(backend: str, L: int) -> None:
     """An angle of thousands of turns a step is as exact as float32 states it, and a huge decay is zero, not NaN."""
-    arguments = draw(63, complex_A=True)
+    arguments = draw(L, complex_A=True)
     arguments["A"] = torch.complex(-torch.rand(18, 3), 5000 * randn(18, 3))
     arguments["A"][0] = -1e6 + 1e5j
-    y, state = selective_scan(**arguments, return_final_state=True, backend="cpu")
+    given = {name: t.to(DEVICE[backend]) for name, t in arguments.items()}
+    y, state = selective_scan(**given, return_final_state=True, backend=backend)
     assert torch.isfinite(y).all()
     exact = {name: to_double(t) for name, t in arguments.items()}
     want_y, want_state = selective_scan(**exact, return_final_state=True, backend="reference")

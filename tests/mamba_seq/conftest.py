@@ -1,11 +1,18 @@
 """Small models for the backbone's tests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from mamba_seq import LanguageModel, MambaConfig, ModelConfig, SequenceClassifier
+from tests.kernels.compare import one_thread
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture

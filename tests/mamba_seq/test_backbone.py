@@ -1,4 +1,4 @@
-"""Block and backbone: three forward forms that agree, masks that change nothing, parameters that stay float32."""
+"""Block and backbone: their start, their types, their states, bad input. Forms and layouts: `test_layouts.py`."""
 
 import copy
 import io
@@ -10,8 +10,6 @@ import torch
 from mamba_seq import Backbone, Mamba, MambaConfig
 from mamba_seq.block import inverse_softplus
 
-LENGTHS = [1, 3, 63, 130]
-
 
 def random_backbone(config: MambaConfig) -> Backbone:
     torch.manual_seed(0)
@@ -19,82 +17,6 @@ def random_backbone(config: MambaConfig) -> Backbone:
     for layer in backbone.layers:
         torch.nn.init.uniform_(layer.mixer.D, 0.5, 1.5)
     return backbone
-
-
-@pytest.mark.parametrize("length", LENGTHS)
-def test_chunks_and_steps_give_the_whole(config: MambaConfig, length: int) -> None:
-    backbone = random_backbone(config)
-    hidden = torch.randn(3, length, config.d_model)
-    with torch.no_grad():
-        whole, final = backbone(hidden, return_state=True)
-        chunks, state = [], None
-        for chunk in hidden.split(17, dim=1):
-            out, state = backbone(chunk, state=state, return_state=True)
-            chunks.append(out)
-        stepped_state = backbone.allocate_state(3)
-        steps = torch.stack([backbone.step(hidden[:, t], stepped_state) for t in range(length)], dim=1)
-    torch.testing.assert_close(torch.cat(chunks, dim=1), whole, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(steps, whole, rtol=1e-5, atol=1e-5)
-    for other in (state, stepped_state):
-        for got, expected in zip(other, final, strict=True):
-            torch.testing.assert_close(got.ssm, expected.ssm, rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(got.conv, expected.conv, rtol=1e-5, atol=1e-5)
-
-
-def test_gradient_through_chunks_is_the_gradient_of_the_whole(config: MambaConfig) -> None:
-    backbone = random_backbone(config)
-    hidden = torch.randn(2, 45, config.d_model, requires_grad=True)
-    upstream = torch.randn(2, 45, config.d_model)
-    parameters = dict(backbone.named_parameters())
-
-    (backbone(hidden) * upstream).sum().backward()
-    whole = {name: p.grad.clone() for name, p in parameters.items()} | {"hidden": hidden.grad.clone()}
-    backbone.zero_grad()
-    hidden.grad = None
-    state, loss = None, torch.zeros(())
-    for chunk, up in zip(hidden.split(16, dim=1), upstream.split(16, dim=1), strict=True):
-        out, state = backbone(chunk, state=state, return_state=True)
-        loss = loss + (out * up).sum()
-    loss.backward()
-    chunked = {name: p.grad for name, p in parameters.items()} | {"hidden": hidden.grad}
-    for name, expected in whole.items():
-        scale = expected.abs().max()
-        assert (chunked[name] - expected).abs().max() <= 1e-5 * scale, name
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_changes_neither_outputs_nor_state_nor_gradients(config: MambaConfig, side: str) -> None:
-    backbone = random_backbone(config)
-    lengths = [40, 1, 29]
-    upstream = torch.randn(config.d_model)  # a plain sum of squares has no gradient through a normalisation
-    alone, states, gradients = [], [], []
-    sequences = [torch.randn(1, n, config.d_model) for n in lengths]
-    for sequence in sequences:
-        backbone.zero_grad()
-        out, state = backbone(sequence, return_state=True)
-        (out * upstream).sum().backward()
-        gradients.append({name: p.grad.clone() for name, p in backbone.named_parameters()})
-        alone.append(out.detach()[0])
-        states.append(state)
-
-    width = max(lengths) + 6
-    padded = torch.full((3, width, config.d_model), 1e3)
-    mask = torch.zeros(3, width, dtype=torch.bool)
-    for i, sequence in enumerate(sequences):
-        where = slice(0, lengths[i]) if side == "right" else slice(width - lengths[i], width)
-        padded[i, where] = sequence[0]
-        mask[i, where] = True
-    backbone.zero_grad()
-    out, state = backbone(padded, mask, return_state=True)
-    (out[mask] * upstream).sum().backward()
-    for i in range(3):
-        torch.testing.assert_close(out[i][mask[i]].detach(), alone[i], rtol=1e-5, atol=1e-5)
-        for got, expected in zip(state, states[i], strict=True):
-            torch.testing.assert_close(got.ssm[i], expected.ssm[0], rtol=1e-5, atol=1e-5)
-            torch.testing.assert_close(got.conv[i], expected.conv[0], rtol=1e-5, atol=1e-5)
-    for name, parameter in backbone.named_parameters():
-        expected = sum(g[name] for g in gradients)
-        assert (parameter.grad - expected).abs().max() <= 1e-4 * expected.abs().max(), name
 
 
 def test_padded_chunks_carry_the_right_state(config: MambaConfig) -> None:

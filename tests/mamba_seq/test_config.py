@@ -7,6 +7,7 @@ import pytest
 
 import mamba_seq
 from mamba_seq import MambaConfig, ModelConfig
+from mamba_seq.config import TASKS
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,66 @@ def test_labels_are_checked(labels: list[str], message: str) -> None:
             vocab_size=5,
             labels=labels,
         )
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "fits"),
+    [
+        ("sequence-classification", 1, False),
+        ("sequence-classification", 2, True),
+        ("token-classification", 1, False),
+        ("multi-label", 0, False),
+        ("multi-label", 1, True),
+        ("sequence-regression", 0, False),
+        ("sequence-regression", 1, True),
+        ("token-regression", 1, True),
+        ("ctc", 0, False),
+        ("ctc", 1, True),
+        ("language-model", 0, True),
+    ],
+)
+def test_how_many_labels_a_task_needs(task: str, labels: int, fits: bool) -> None:
+    def make() -> ModelConfig:
+        names = [f"label {i}" for i in range(labels)]
+        return ModelConfig(task=task, backbone=MambaConfig(d_model=8, n_layer=1), vocab_size=5, labels=names)
+
+    if fits:
+        make()
+        return
+    with pytest.raises(ValueError, match=rf"labels has {labels} names, expected at least \d for {task}"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "vocab_size is None and input_features None, expected one of them"),
+        ({"vocab_size": 5, "input_features": 2}, "vocab_size is 5 and input_features 2, expected one of them"),
+        ({"vocab_size": 0}, "vocab_size is 0, expected at least 1"),
+        ({"input_features": 0}, "input_features is 0, expected at least 1"),
+        ({"input_features": 3}, "vocab_size is None, expected the number of tokens: a language model"),
+    ],
+)
+def test_the_input_is_tokens_or_numbers(fields: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(task="language-model", backbone=MambaConfig(d_model=8, n_layer=1), **fields)
+
+
+def test_only_a_language_model_has_an_output_matrix_to_untie() -> None:
+    for task in TASKS:
+        fields = {"labels": ["a", "b"], "vocab_size": 5, "backbone": MambaConfig(d_model=8, n_layer=1)}
+        if task == "language-model":
+            ModelConfig(task=task, tie_embeddings=False, **fields)
+            continue
+        with pytest.raises(ValueError, match=f"tie_embeddings is false, expected true for {task}"):
+            ModelConfig(task=task, tie_embeddings=False, **fields)
+
+
+def test_every_task_has_a_model() -> None:
+    from mamba_seq.heads import MODELS
+
+    assert tuple(MODELS) == TASKS
+    assert all(model.task == task for task, model in MODELS.items())
 
 
 def test_public_surface() -> None:

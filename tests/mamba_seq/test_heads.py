@@ -1,4 +1,4 @@
-"""Classifier and language model: forms that agree, padding that changes nothing, for every pooling."""
+"""What is particular to the classifier, for every pooling, and to the language model. Forms: `test_forms.py`."""
 
 from collections.abc import Callable
 
@@ -12,33 +12,6 @@ Make = Callable[..., SequenceClassifier]
 
 @pytest.mark.parametrize("pooling", ["mean", "last", "max"])
 class TestClassifier:
-    def test_chunks_and_steps_give_the_whole(self, make_classifier: Make, pooling: str) -> None:
-        model = make_classifier(pooling)
-        tokens = torch.randint(0, 5, (3, 63))
-        with torch.no_grad():
-            whole = model(tokens)
-            state = stepped = model.allocate_state(3)
-            for chunk in tokens.split(20, dim=1):
-                chunked, state = model(chunk, state=state, return_state=True)
-            for t in range(63):
-                logits, stepped = model.step(tokens[:, t], stepped)
-        torch.testing.assert_close(chunked, whole, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(logits, whole, rtol=1e-5, atol=1e-5)
-
-    @pytest.mark.parametrize("side", ["left", "right"])
-    def test_padding_changes_nothing(self, make_classifier: Make, pooling: str, side: str) -> None:
-        model = make_classifier(pooling)
-        sequences = [torch.randint(0, 5, (n,)) for n in (30, 7, 1)]
-        tokens = torch.zeros(3, 41, dtype=torch.long)
-        mask = torch.zeros(3, 41, dtype=torch.bool)
-        for i, sequence in enumerate(sequences):
-            where = slice(0, len(sequence)) if side == "right" else slice(41 - len(sequence), 41)
-            tokens[i, where], mask[i, where] = sequence, True
-        with torch.no_grad():
-            padded = model(tokens, mask)
-            alone = torch.cat([model(sequence[None]) for sequence in sequences])
-        torch.testing.assert_close(padded, alone, rtol=1e-5, atol=1e-5)
-
     def test_a_chunk_of_padding_alone_changes_nothing(self, make_classifier: Make, pooling: str) -> None:
         model = make_classifier(pooling)
         tokens = torch.randint(0, 5, (2, 12))
@@ -63,29 +36,7 @@ class TestClassifier:
         model = make_classifier(pooling)
         logits, state = model.step(torch.zeros(2, dtype=torch.long), model.allocate_state(2))
         assert not logits.requires_grad
-        assert not state.pooled.requires_grad
-
-    def test_a_whole_sequence_allocates_no_state_of_the_backbone(
-        self, make_classifier: Make, pooling: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """It would be zeros that nobody reads, as large as every block's state."""
-        model = make_classifier(pooling)
-        monkeypatch.delattr(type(model.backbone), "allocate_state")
-        assert model(torch.zeros(2, 4, dtype=torch.long)).shape == (2, 3)
-
-
-def test_language_model_forms_agree(language_model: LanguageModel) -> None:
-    tokens = torch.randint(0, 7, (2, 50))
-    with torch.no_grad():
-        whole = language_model(tokens)
-        state, chunks = None, []
-        for chunk in tokens.split(13, dim=1):
-            logits, state = language_model(chunk, state=state, return_state=True)
-            chunks.append(logits)
-        prompt, stepped = language_model.prefill(tokens[:, :20])
-        rest = [prompt] + [language_model.step(tokens[:, t], stepped) for t in range(20, 50)]
-    torch.testing.assert_close(torch.cat(chunks, dim=1), whole, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(torch.stack(rest, dim=1), whole[:, 19:], rtol=1e-5, atol=1e-5)
+        assert not state.pooled.vector.requires_grad
 
 
 def test_prefill_of_left_padded_prompts_continues_each(language_model: LanguageModel) -> None:

@@ -425,6 +425,14 @@ def test_layer_norm_has_no_transformers_form(ours: Make, tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("ssm", ["complex", "time-invariant", "time-invariant-real"])
+@pytest.mark.parametrize("export", [export_hf, export_mamba_ssm])
+def test_another_recurrence_cannot_be_exported(ours: Make, tmp_path: Path, export: Make, ssm: str) -> None:
+    with pytest.raises(ModelError, match=f"ssm is '{ssm}', expected 'selective': .* has no other recurrence"):
+        export(ours(ssm=ssm), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("export", [export_hf, export_mamba_ssm])
 def test_a_classifier_cannot_be_exported(make_classifier: Make, tmp_path: Path, export: Make) -> None:
     with pytest.raises(ModelError, match="sequence-classification, expected a language-model"):

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mamba_seq import LanguageModel, ModelError, SequenceClassifier, UnknownModelError, from_pretrained
+from tests.mamba_seq.layouts import KINDS
+from tests.mamba_seq.models import inputs_of_every_task, small_model, some_input
 
 Make = Callable[..., SequenceClassifier]
 
@@ -32,6 +34,32 @@ def test_round_trip_keeps_config_and_predictions(make_classifier: Make, tmp_path
 def test_language_model_round_trip(language_model: LanguageModel, tmp_path: Path) -> None:
     again = from_pretrained(language_model.save_pretrained(tmp_path))
     assert isinstance(again, LanguageModel)
+
+
+@pytest.mark.parametrize("ssm", KINDS)
+@pytest.mark.parametrize(("task", "numbers"), inputs_of_every_task())
+def test_round_trip_of_every_task_and_kind(task: str, numbers: bool, ssm: str, tmp_path: Path) -> None:
+    model = small_model(task, numbers, ssm=ssm)
+    again = from_pretrained(model.save_pretrained(tmp_path, dtype=torch.float32))
+    assert type(again) is type(model)
+    assert again.config == model.config
+    inputs = some_input(model, 2, 21)
+    with torch.no_grad():
+        assert torch.equal(again(inputs), model(inputs))
+    stored = load_file(model.save_pretrained(tmp_path) / "model.safetensors")
+    for name, tensor in stored.items():
+        exact = name.rpartition(".")[2] in ("A_log", "A_imag", "B", "C", "D", "dt_bias")
+        assert tensor.dtype == (torch.float32 if exact else torch.bfloat16), name
+
+
+def test_a_folder_of_an_earlier_version_loads(make_classifier: Make, tmp_path: Path) -> None:
+    """Fields that it does not have take what was there before them."""
+    model = make_classifier()
+    folder = model.save_pretrained(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    del config["input_features"], config["backbone"]["ssm"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert from_pretrained(folder).config == model.config
 
 
 def test_stored_types(make_classifier: Make, tmp_path: Path) -> None:

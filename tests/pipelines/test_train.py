@@ -1,10 +1,12 @@
 """Training runs: a saved model at the end, a killed run that goes on as if nothing had been, runs that are refused."""
 
 import csv
+import itertools
 import json
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from lightning import Trainer
 from mamba_seq import ModelError, UnknownModelError, from_pretrained
 from mamba_seq.data_prep.errors import DataError
 from mamba_seq.pipelines.errors import RecipeError
+from mamba_seq.pipelines.train import callbacks, finish
 from mamba_seq.pipelines.train.baseline import baseline_accuracy, canonical_kmers, kmer_features
 from mamba_seq.pipelines.train.callbacks import StopAfter
 from mamba_seq.pipelines.train.metrics import MetricsFile, read_metrics
@@ -89,6 +92,8 @@ def test_a_run_ends_in_a_saved_model(recipe: str, tmp_path: Path) -> None:
     assert all(np.sum(record["confusion"][str(row["length"])]) == row["windows"] for row in record["results"])
     assert 0 <= record["results"][0]["baseline"] <= 1
     card = (folder / "README.md").read_text()
+    low = record["confusion"]["60"][0]
+    assert f"| *low* | {low[0] / sum(low):.3f} |" in card
     assert "Tells three made-up species apart." in card
     assert f"{record['results'][0]['accuracy']:.4f}" in card
     logged = {row["name"] for row in metrics(tmp_path / "run")}
@@ -260,6 +265,61 @@ def test_max_minutes_stops_with_a_checkpoint(recipe: str, tmp_path: Path) -> Non
     assert main(recipe, run) == run / "model"
 
 
+def test_a_schedule_of_minutes_ends_the_run_when_they_are_over(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count()  # a second passes whenever it is looked at
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+    timed = ["--optim.steps=100000", "--optim.minutes=1", "--optim.warmup_steps=1"]
+    run = main(recipe, tmp_path / "run", timed, max_minutes=1e-5)
+    assert run == tmp_path / "run"  # stopped before its minute was over
+    folder = main(recipe, run, timed)
+    record = json.loads((folder / "record.json").read_text())
+    rates = [float(row["value"]) for row in metrics(run) if row["name"] == "lr"]
+    assert record["steps"] == len(rates) < 60
+    assert f"| {record['steps']} of" in (folder / "README.md").read_text()
+    assert rates[0] == pytest.approx(0.01)
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.001
+    assert 1 <= record["minutes"] < 1.2
+
+
+def test_a_run_starts_from_saved_weights(recipe: str, whole: Path, tmp_path: Path) -> None:
+    start = ["--model.dropout=0.1", f"--start_from={whole / 'model'}", "--optim.lr=1e-30", "--optim.min_lr=0"]
+    folder = main(recipe, tmp_path / "run", start)
+    expected = from_pretrained(whole / "model").state_dict()
+    for name, tensor in from_pretrained(folder).state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    assert "an earlier run's weights" in (folder / "README.md").read_text()
+
+
+def test_weights_of_another_model_start_nothing(recipe: str, whole: Path, tmp_path: Path) -> None:
+    start = f"--start_from={whole / 'model'}"
+    with pytest.raises(ModelError, match="is another model than the recipe's: pooling mean instead of max"):
+        main(recipe, tmp_path / "run", [start, "--pooling=max"])
+    with pytest.raises(ModelError, match=r"another model than the recipe's: backbone .*n_layer=2.*n_layer=3"):
+        main(recipe, tmp_path / "run", [start, "--model.n_layer=3"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_test_windows_are_read_in_as_many_windows_as_the_recipe_says(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    measure = finish.evaluate_windows
+
+    def watched(*args: object, **options: object) -> object:
+        told.append(options["max_windows"])
+        return measure(*args, **options)
+
+    monkeypatch.setattr(finish, "evaluate_windows", watched)
+    folder = main(
+        recipe, tmp_path / "run", ["--evaluation.max_windows=0", "--optim.steps=2", "--evaluation.baseline_windows=2"]
+    )
+    assert told == [0, 0]
+    assert "all of them (`--max-windows`)" in (folder / "README.md").read_text()
+
+
 def test_a_finished_run_is_left_alone_unless_forced(recipe: str, tmp_path: Path) -> None:
     folder = main(recipe, tmp_path / "run")
     before = (folder / "model.safetensors").read_bytes()
@@ -377,6 +437,9 @@ def test_bad_values_are_named(recipe: str, capsys: pytest.CaptureFixture[str]) -
         ("--optim.next_token_weight=-1", "optim.next_token_weight is -1.0, expected 0 or more"),
         ("--evaluation.windows_per_class=[1]", "expected one figure for each length"),
         ("--evaluation={lengths: [], windows_per_class: []}", r"evaluation.lengths is \[\], expected at least one"),
+        ("--optim.minutes=0", "optim.minutes is 0.0, expected above 0, or null for a schedule of steps"),
+        ("--evaluation.max_windows=-1", "evaluation.max_windows is -1, expected 0 for all, or more"),
+        ("--evaluation.baseline_windows=0", "evaluation.baseline_windows is 0, expected at least 1"),
         ("--context=0", "context is 0, expected at least 1"),
         ("--log_every=0", "log_every is 0, expected at least 1"),
         ("--seed=-1", "seed is -1, expected 0 to 4294967295"),
@@ -396,6 +459,14 @@ def test_learning_rate_warms_up_and_decays() -> None:
     assert rates[60] == pytest.approx(0.55)
     assert rates[110] == pytest.approx(0.1)
     assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_learning_rate_of_a_schedule_of_minutes() -> None:
+    optim = OptimConfig(lr=1.0, min_lr=0.1, warmup_steps=10, steps=1000, minutes=8.0)
+    assert learning_rate(0, optim, 0.0) == pytest.approx(0.1)
+    assert learning_rate(10, optim, 0.0) == pytest.approx(1.0)
+    assert learning_rate(500, optim, 4.0) == pytest.approx(0.55)
+    assert learning_rate(500, optim, 9.0) == pytest.approx(0.1)
 
 
 def test_kmer_features_count_both_strands_alike() -> None:

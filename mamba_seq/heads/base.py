@@ -1,0 +1,157 @@
+"""What all models have: the embedding of tokens or numbers, the backbone, and outputs at every position of a sequence.
+
+Shapes: B batch, L length, F features, S packed sequences.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mamba_seq.backbone import Backbone, BackboneState
+from mamba_seq.config import ModelConfig
+from mamba_seq.padding import check_layout
+from mamba_seq.saving import SavedModel
+
+
+class Model(nn.Module, SavedModel):
+    """An embedding and a backbone; the classes below this one add the head.
+
+    Args:
+        config: with the task of the class.
+
+    Raises:
+        ValueError: when the config is of another task.
+    """
+
+    task: str
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        if config.task != self.task:
+            raise ValueError(f"the config's task is {config.task!r}, expected {self.task!r} for {type(self).__name__}")
+        self.config = config
+        d_model = config.backbone.d_model
+        self.embedding: nn.Embedding | nn.Linear
+        if config.vocab_size is not None:
+            self.embedding = nn.Embedding(config.vocab_size, d_model)
+        else:
+            assert config.input_features is not None
+            self.embedding = nn.Linear(config.input_features, d_model)
+        self.backbone = Backbone(config.backbone)
+
+    def reset_embedding(self) -> None:
+        """Initialise the embedding of tokens; that of numbers is torch's for a linear map."""
+        if isinstance(self.embedding, nn.Embedding):
+            nn.init.normal_(self.embedding.weight, std=0.02)
+
+    def forward(
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        state: Any = None,
+        return_state: bool = False,
+        cu_seqlens: Tensor | None = None,
+    ) -> Any:
+        """Return the outputs for sequences, or for a further chunk of each; see the class of the task."""
+        raise NotImplementedError
+
+    def embed(self, inputs: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
+        """Turn the input of a sequence into vectors (B, L, d_model).
+
+        Args:
+            inputs: tokens (B, L) int64, or numbers (B, L, F) of any floating type.
+            mask: bool (B, L), true at real positions; what the input holds elsewhere does not matter.
+            cu_seqlens: boundaries (S+1,) of sequences packed with B = 1.
+
+        Raises:
+            ValueError: for inputs of another shape, or a mask or boundaries that do not fit them.
+        """
+        self._check_input(inputs, "B, L")
+        check_layout(inputs, mask, cu_seqlens)
+        if mask is not None:
+            # a token outside the vocabulary would stop the embedding, a NaN would reach the gradients
+            inputs = inputs.masked_fill(~(mask if inputs.ndim == 2 else mask[..., None]), 0)
+        return self._embed(inputs)
+
+    def embed_step(self, inputs: Tensor) -> Tensor:
+        """Turn one position of each sequence, tokens (B,) or numbers (B, F), into vectors (B, d_model)."""
+        self._check_input(inputs, "B")
+        return self._embed(inputs)
+
+    def _embed(self, inputs: Tensor) -> Tensor:
+        # under autocast the linear map chooses its own type
+        numbers = isinstance(self.embedding, nn.Linear)
+        embedded: Tensor = self.embedding(inputs.to(self.embedding.weight.dtype) if numbers else inputs)
+        return embedded
+
+    def _check_input(self, inputs: Tensor, letters: str) -> None:
+        """Raise ValueError unless the input has the axes `letters`, and after them F when it is numbers."""
+        axes = letters.count(",") + 1
+        features = self.config.input_features
+        if features is None:
+            if inputs.ndim != axes or inputs.is_floating_point():
+                kind = str(inputs.dtype).removeprefix("torch.")
+                raise ValueError(
+                    f"tokens are {kind} {tuple(inputs.shape)}, expected integers ({letters}{',' * (axes == 1)})"
+                )
+        elif inputs.ndim != axes + 1 or inputs.shape[-1] != features or not inputs.is_floating_point():
+            kind = str(inputs.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"the input is {kind} {tuple(inputs.shape)}, expected floating-point ({letters}, F) with F = {features}"
+            )
+
+
+class PositionModel(Model):
+    """A model with an output at every position, made from the backbone's output there."""
+
+    def forward(
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        state: BackboneState | None = None,
+        return_state: bool = False,
+        cu_seqlens: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, BackboneState]:
+        """Return the outputs (B, L, outputs) of sequences, or of a chunk that continues `state`.
+
+        Args:
+            inputs: tokens (B, L) or numbers (B, L, F); any value where the mask is false.
+            mask: bool (B, L), true at real positions; padding left or right of a sequence changes nothing.
+            state: what was remembered of the sequences' earlier chunks.
+            return_state: also return what to remember.
+            cu_seqlens: boundaries (S+1,) int32 of S sequences packed with B = 1; states are then (S, ...).
+
+        Returns:
+            Outputs in the type that the model computes in, without meaning at masked positions; and the state if asked
+            for.
+
+        Raises:
+            ValueError: for inputs, a mask, boundaries or a state that do not fit.
+        """
+        hidden = self.embed(inputs, mask, cu_seqlens)
+        if return_state:
+            out, new_state = self.backbone(hidden, mask, state, return_state=True, cu_seqlens=cu_seqlens)
+            return self.read(out), new_state
+        return self.read(self.backbone(hidden, mask, state, cu_seqlens=cu_seqlens))
+
+    @torch.no_grad()
+    def step(self, inputs: Tensor, state: BackboneState) -> Tensor:
+        """Read one more position of each sequence, changing `state` in place; no gradient.
+
+        Args:
+            inputs: tokens (B,) or numbers (B, F).
+            state: from `allocate_state`, or from a call with `return_state`.
+
+        Returns:
+            The outputs there (B, outputs).
+        """
+        return self.read(self.backbone.step(self.embed_step(inputs), state))
+
+    def allocate_state(self, batch: int) -> BackboneState:
+        """Return the state of `batch` sequences before their first position."""
+        return self.backbone.allocate_state(batch)
+
+    def read(self, out: Tensor) -> Tensor:
+        """Turn the backbone's outputs (..., d_model) into the model's."""
+        raise NotImplementedError

@@ -1,0 +1,38 @@
+"""The document of the models: its code runs and does what it says, its tables name all there is."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mamba_seq.config import SSM_KINDS
+from mamba_seq.heads import MODELS
+from tests.kernels.compare import relative_error
+
+TEXT = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+@pytest.fixture(params=range(len(BLOCKS)))
+def names(request: pytest.FixtureRequest) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    exec(compile(BLOCKS[request.param], "models.md", "exec"), found)
+    return found
+
+
+def test_python_blocks_do_what_they_say(names: dict[str, Any]) -> None:
+    if "texts" in names:
+        assert torch.isfinite(names["loss"])
+        assert len(names["texts"]) == 2
+        assert all(0 <= i < 4 for text in names["texts"] for i in text)
+    else:
+        assert names["packed"].shape == (3, 2)
+        assert relative_error(names["packed"], names["alone"]) <= 1e-5
+
+
+def test_tables_name_every_task_and_kind() -> None:
+    rows = re.findall(r"^\| `([\w-]+)` \| (?:`(\w+)`)?", TEXT, flags=re.MULTILINE)
+    assert {task: model for task, model in rows if model} == {task: model.__name__ for task, model in MODELS.items()}
+    assert tuple(name for name, model in rows if not model) == SSM_KINDS
