@@ -117,8 +117,9 @@ def differentiate(
     through: Callable[..., list[Tensor]], ctx: Any, dy: Tensor | None, dfinal_state: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """Return the gradient of every argument of `run`, computed by `through`, which takes what `run_backward` takes."""
-    *tensors, initial_state, cu_seqlens = ctx.saved_tensors[:10]
-    kept = list(ctx.saved_tensors[10:])
+    saved = ctx.saved_tensors  # once: under activation checkpointing a second look is an error
+    *tensors, initial_state, cu_seqlens = saved[:10]
+    kept = list(saved[10:])
     dy = torch.zeros_like(tensors[0]) if dy is None else dy
     found = iter(through(dy, dfinal_state, kept, *tensors, ctx.delta_softplus, initial_state, cu_seqlens, ctx.backend))
     gradients = [None if t is None else next(found) for t in (*tensors, initial_state)]
