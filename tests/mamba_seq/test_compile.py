@@ -84,3 +84,19 @@ def test_chunks_and_steps() -> None:
         second, state = run(hidden[:, 67:133], state=state, return_state=True)
         rest = [step(hidden[:, t], state)[:, None] for t in range(133, 136)]
     torch.testing.assert_close(torch.cat([first, second, *rest], dim=1), whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("ssm", ["selective", "complex"])
+def test_packed(ssm: str) -> None:
+    """Boundaries are read when the graph runs: others of the same number need no new one."""
+    torch.manual_seed(0)
+    backbone, hidden = Backbone(MambaConfig(d_model=16, n_layer=1, d_state=4, ssm=ssm)), torch.randn(1, 130, 16)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(backbone, fullgraph=True, backend=counter)
+    graphs = []
+    for cut in ([0, 5, 70, 130], [0, 64, 65, 130]):
+        cu_seqlens = torch.tensor(cut, dtype=torch.int32)
+        want, got = backbone(hidden, cu_seqlens=cu_seqlens), compiled(hidden, cu_seqlens=cu_seqlens)
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+        graphs.append(counter.frame_count)
+    assert graphs[0] == graphs[1]
