@@ -12,6 +12,7 @@ import os
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 log = logging.getLogger("mamba_seq.kernels")
 
@@ -56,10 +57,13 @@ def choose_backend(op: str, asked: str | None, device: torch.device, unsupported
     return "reference"
 
 
-def outside_compiled_cases(dtype: torch.dtype) -> dict[str, str | None]:
-    """Say, for each compiled backend, why it cannot run an input of a type whatever the operator, or None."""
-    reason = "float64 runs on the reference only" if dtype == torch.float64 else None
-    return {"cpu": reason, "triton": reason}
+def choose(op: str, asked: str | None, like: Tensor) -> str:
+    """Return the backend that runs a call of `op` on an input such as `like`; float64 runs on the reference only.
+
+    Raises: as `choose_backend`.
+    """
+    reason = "float64 runs on the reference only" if like.dtype == torch.float64 else None
+    return choose_backend(op, asked, like.device, {"cpu": reason, "triton": reason})
 
 
 @functools.cache  # a step takes microseconds, and so does an import of what is imported already

@@ -15,8 +15,9 @@ from mamba_seq.kernels._checks import (
     check_shape,
     check_taps,
 )
+from mamba_seq.kernels._dispatch import choose
 from mamba_seq.kernels._library import is_traced
-from mamba_seq.kernels.causal_conv1d.function import CausalConv1d, choose
+from mamba_seq.kernels.causal_conv1d.function import CausalConv1d
 from mamba_seq.kernels.causal_conv1d.library import CONV, UPDATE, update
 from mamba_seq.kernels.causal_conv1d.reference import causal_conv1d_reference, last_inputs
 

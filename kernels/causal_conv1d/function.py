@@ -18,12 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mamba_seq.kernels._dispatch import choose_backend, implementation, outside_compiled_cases
-
-
-def choose(op: str, backend: str | None, x: Tensor) -> str:
-    """Return the backend that runs a call of `op`; raise RuntimeError where a named one cannot."""
-    return choose_backend(op, backend, x.device, outside_compiled_cases(x.dtype))
+from mamba_seq.kernels._dispatch import implementation
 
 
 def run(

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from mamba_seq.kernels._checks import check_boundaries
-from mamba_seq.kernels._dispatch import implementation
+from mamba_seq.kernels._dispatch import choose, implementation
 from mamba_seq.kernels._library import as_leaves, define, differentiable, gradients_of
-from mamba_seq.kernels.causal_conv1d.function import choose, differentiate, run, run_backward, setup_context
+from mamba_seq.kernels.causal_conv1d.function import differentiate, run, run_backward, setup_context
 from mamba_seq.kernels.causal_conv1d.reference import causal_conv1d_reference, causal_conv1d_update_reference
 
 REFERENCE = "reference"
@@ -71,8 +71,7 @@ def _conv_backward_fake(
 
 
 def _chosen(backend: str | None, x: Tensor) -> str:
-    chosen = choose("causal_conv1d", backend, x)
-    return REFERENCE if x.shape[1] == 0 else chosen
+    return REFERENCE if x.shape[1] == 0 else choose("causal_conv1d", backend, x)
 
 
 def update(

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from mamba_seq.kernels._checks import check_boundaries, check_selective_scan
+from mamba_seq.kernels._dispatch import choose
 from mamba_seq.kernels._library import is_traced, wants_gradient
-from mamba_seq.kernels.selective_scan.function import SelectiveScan, choose
+from mamba_seq.kernels.selective_scan.function import SelectiveScan
 from mamba_seq.kernels.selective_scan.library import SCAN, UPDATE, update
 from mamba_seq.kernels.selective_scan.reference import selective_scan_reference
 from mamba_seq.kernels.selective_scan.step import check_step

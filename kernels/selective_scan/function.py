@@ -24,12 +24,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mamba_seq.kernels._dispatch import choose_backend, implementation, outside_compiled_cases
-
-
-def choose(op: str, backend: str | None, u: Tensor) -> str:
-    """Return the backend that runs a call of `op`; raise RuntimeError where a named one cannot."""
-    return choose_backend(op, backend, u.device, outside_compiled_cases(u.dtype))
+from mamba_seq.kernels._dispatch import implementation
 
 
 def run(
@@ -117,7 +112,7 @@ def differentiate(
     through: Callable[..., list[Tensor]], ctx: Any, dy: Tensor | None, dfinal_state: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     """Return the gradient of every argument of `run`, computed by `through`, which takes what `run_backward` takes."""
-    saved = ctx.saved_tensors  # once: under activation checkpointing a second look is an error
+    saved = ctx.saved_tensors  # read once: activation checkpointing allows no more
     *tensors, initial_state, cu_seqlens = saved[:10]
     kept = list(saved[10:])
     dy = torch.zeros_like(tensors[0]) if dy is None else dy

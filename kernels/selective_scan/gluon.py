@@ -129,6 +129,12 @@ def backward(
     )
 
 
+def kept_shapes(u: Tensor, A: Tensor) -> list[tuple[int, ...]]:
+    """Return the shapes of what `forward` keeps: the state every few steps, and one more slot as states have."""
+    B, L, D = u.shape
+    return [(B, triton.cdiv(L, kept_every(u, A)) + 1, D, A.shape[1])]
+
+
 def plan_forward(u: Tensor, N: int) -> tuple[Launch, int]:
     """Choose how the outputs are computed, and the length of a chunk; the whole length is one where that fills the GPU.
 

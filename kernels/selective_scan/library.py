@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from mamba_seq.kernels._checks import check_boundaries
-from mamba_seq.kernels._dispatch import implementation
+from mamba_seq.kernels._dispatch import choose, implementation
 from mamba_seq.kernels._library import as_leaves, define, differentiable, gradients_of
 from mamba_seq.kernels.selective_scan.function import (
-    choose,
     differentiate,
     run,
     run_backward,
@@ -105,8 +104,7 @@ def _scan_backward_fake(dy: Tensor, dfinal_state: Tensor | None, kept: list[Tens
 
 
 def _chosen(backend: str | None, u: Tensor) -> str:
-    chosen = choose("selective_scan", backend, u)
-    return REFERENCE if u.shape[1] == 0 else chosen
+    return REFERENCE if u.shape[1] == 0 else choose("selective_scan", backend, u)
 
 
 def _kept_shapes(

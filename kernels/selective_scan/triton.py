@@ -135,6 +135,18 @@ def faster_module(u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor
     return gluon if gluon.runs(u, A, B, C, cu_seqlens) else None
 
 
+def kept_shapes(u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None) -> list[tuple[int, ...]]:
+    """Return the shapes of what `forward` keeps; none of packed sequences, whose places follow from the boundaries."""
+    faster = faster_module(u, A, B, C, cu_seqlens)
+    if faster is not None:
+        return faster.kept_shapes(u, A)
+    if cu_seqlens is not None:
+        return []
+    batch, length, channels = u.shape
+    parts = (2,) if A.is_complex() else ()
+    return [(*plan(u.shape, u.device, None).places_kept(batch, length), *parts, A.shape[1], channels)]
+
+
 def selective_state_update(
     state: Tensor,
     u: Tensor,
