@@ -6,8 +6,8 @@
 Cases of the grid are stratified: every pair of values of its factors is among them, and lengths, types, real and
 complex come equally often. They are of `--variants` sets of switches and types, each of which is compiled, at all
 lengths. Every output, state and gradient is compared by name. All runs are on memory that was filled
-with NaN before. First, `--workers` processes run a case of every variant of the kernels, so that these are compiled in
-parallel into Triton's cache; with `--seconds` no new case starts after that time, and the rows say how many ran.
+with NaN before. `--workers` processes share the cases, those of the same compiled kernels together, since compiling is
+what takes the time; with `--seconds` no case starts after that time, and the rows say how many ran.
 
 `--device cpu` runs the CPU kernels, with shorter special cases. The exit code is 1 when anything failed.
 """
@@ -70,6 +70,8 @@ class Check(NamedTuple):
     factors: str
     name: str
     run: Callable[[], dict[str, Error]]
+    variant: tuple[Any, ...] | None = None
+    """Checks with the same one run on the same compiled kernels."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,22 +81,22 @@ def main(arguments: list[str] | None = None) -> int:
         print("There is no CUDA device here; --device cpu runs the CPU kernels.")
         return 2
     began = time.monotonic()
-    deadline = began + (asked.seconds or float("inf"))
-    backend = "triton" if asked.device == "cuda" else "cpu"
-    cases = stratified(asked.cases, variants=asked.variants)
+    deadline = time.time() + (asked.seconds or float("inf"))  # processes have no other clock in common
+    everything = (asked.cases, asked.variants, asked.device)
+    checks = list(all_checks(*everything))
+    tasks = together(checks)
+    results: list[tuple[Check, dict[str, Error]]] = []
     if asked.device == "cuda" and asked.workers > 1:
-        compile_in_parallel(cases, asked.workers, began + 0.6 * (asked.seconds or float("inf")))
-        print(f"compiled in {time.monotonic() - began:.0f} s", flush=True)
-    grid = (grid_check(case, backend, asked.device) for case in cases)
-    checks = [*special_checks(backend, asked.device), *grid]  # the specials first: a time limit cuts the grid
-    results, ran = [], 0
-    threads = contextlib.nullcontext() if asked.device == "cuda" else one_thread()
-    with poisoned_memory(), threads:
-        for check in checks:
-            if time.monotonic() > deadline:
-                break
-            results.append((check, outcome(check)))
-            ran += 1
+        # what takes the time is compiling, and that goes on side by side
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(asked.workers, spawn, initializer=prepare, initargs=everything) as pool:
+            for done in pool.map(run_prepared, [(task, deadline) for task in tasks], chunksize=1):
+                results += [(checks[i], found) for i, found in done]
+    else:
+        with poisoned_memory(), contextlib.nullcontext() if asked.device == "cuda" else one_thread():
+            for task in tasks:
+                results += [(checks[i], found) for i, found in run_task(checks, task, deadline)]
+    ran = len(results)
     rows = summarise(results, asked.device)
     save(rows, asked.output / f"conformance_{slug(device_name(asked.device))}.csv")
     show(rows)
@@ -115,9 +117,48 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--seconds", type=float, help="start no case after this time")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that compile kernels")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes that share the cases of a GPU"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the table")
     return parser.parse_args(arguments)
+
+
+def all_checks(cases: int, variants: int, device: str) -> Iterator[Check]:
+    """Yield every check, in an order that depends on the arguments alone; the specials first."""
+    backend = "triton" if device == "cuda" else "cpu"
+    yield from special_checks(backend, device)
+    for case in stratified(cases, variants=variants):
+        yield grid_check(case, backend, device)
+
+
+def together(checks: list[Check]) -> list[list[int]]:
+    """Return the numbers of the checks that one process runs one after another: those that share compiled kernels."""
+    tasks: dict[Any, list[int]] = defaultdict(list)
+    for i, check in enumerate(checks):
+        tasks[check.variant or i].append(i)
+    return list(tasks.values())
+
+
+def prepare(cases: int, variants: int, device: str) -> None:
+    """Make a process of the pool ready: the same checks again, and memory filled with NaN for good."""
+    global _prepared
+    torch.set_num_threads(1)
+    _prepared = list(all_checks(cases, variants, device))
+    poisoned_memory().__enter__()
+
+
+_prepared: list[Check] = []
+
+
+def run_prepared(task: tuple[list[int], float]) -> list[tuple[int, dict[str, Error]]]:
+    """Run a task in a process of the pool."""
+    return run_task(_prepared, *task)
+
+
+def run_task(checks: list[Check], task: list[int], deadline: float) -> list[tuple[int, dict[str, Error]]]:
+    """Run checks by their numbers; none begins after the deadline."""
+    return [(i, outcome(checks[i])) for i in task if time.time() < deadline]
 
 
 def outcome(check: Check) -> dict[str, Error]:
@@ -136,7 +177,8 @@ def outcome(check: Check) -> dict[str, Error]:
 def grid_check(case: GridCase, backend: str, device: str) -> Check:
     """Make the check of a case of the grid."""
     group = f"grid {'complex' if case.complex_A else 'real'} {case.dtype}"
-    return Check(group, "B 2, D 4, N 8, all lengths and switches", str(case), lambda: run_case(case, backend, device))
+    factors = "B 2, D 4, N 8, all lengths and switches"
+    return Check(group, factors, str(case), lambda: run_case(case, backend, device), case.variant())
 
 
 def special_checks(backend: str, device: str) -> Iterator[Check]:
@@ -286,33 +328,6 @@ def huge() -> dict[str, Error]:
     torch.cuda.empty_cache()
     check_huge()
     return {"du, ddelta, dB, dC": Error(float("nan"), float("nan"), Tolerance(*BF16["du"]), None)}  # it passed
-
-
-def compile_in_parallel(cases: list[GridCase], workers: int, deadline: float) -> None:
-    """Run cases of every variant in processes that share Triton's cache; results are not looked at here."""
-    variants: dict[tuple[Any, ...], dict[tuple[bool, bool], GridCase]] = defaultdict(dict)
-    for case in cases:  # lengths that 16 divides, and those cut into chunks, are compiled apart
-        variants[case.variant()][case.L % 16 == 0, case.L > 128] = case
-    tasks = [list(lengths.values()) for lengths in variants.values()]
-    print(f"compiling {len(tasks)} variants of the kernels in {workers} processes", flush=True)
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for _ in pool.map(run_quietly, [(task, deadline) for task in tasks], chunksize=1):
-            pass
-
-
-def run_quietly(task: tuple[list[GridCase], float]) -> None:
-    """Run cases for their compiled kernels alone: what fails here fails again, and is told, where results count."""
-    cases, deadline = task
-    for case in cases:
-        if time.monotonic() > deadline:
-            return
-        inputs, upstream = draw_case(case)
-        options = {"delta_softplus": case.softplus, "return_final_state": True, "backend": "triton"}
-        try:
-            moved = {name: t if t is None else t.cuda() for name, t in inputs.items()}
-            gradients_by_name(selective_scan, moved, [t.cuda() for t in upstream], **options)
-        except Exception as problem:
-            print(f"{case}: {type(problem).__name__} while compiling", flush=True)
 
 
 def summarise(results: list[tuple[Check, dict[str, Error]]], device: str) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ States are kept for the backward pass at every tile of its kernel if they are fe
 pass first fills in those between: 4 bytes an element of u against a twelfth of the time.
 """
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -166,6 +167,7 @@ def chunk_length(u: Tensor, N: int) -> int:
     return min(max(2 ** (max(wanted, 1).bit_length() - 1), 4 * TILE), 512)
 
 
+@functools.cache  # asked at every call
 def multiprocessor_count(device: torch.device) -> int:
     """Return how many multiprocessors a GPU has."""
     return torch.cuda.get_device_properties(device).multi_processor_count
