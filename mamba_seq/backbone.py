@@ -11,7 +11,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mamba_seq.block import Mamba, MambaState
+from mamba_seq.block import Mamba, MambaState, check_mask
+from mamba_seq.cache_chunks import chunk_length
 from mamba_seq.config import MambaConfig
 
 BackboneState = list[MambaState]
@@ -53,8 +54,11 @@ class Backbone(nn.Module):
         Raises:
             ValueError: for a mask of another shape or type, or a state of another number of blocks.
         """
-        residual = hidden.float() if self.config.residual_in_fp32 else hidden
         self._check_state(state)
+        chunk = chunk_length(hidden, self.config)
+        if chunk < hidden.shape[1] and not self.training:  # dropout would draw other numbers
+            return self._in_chunks(chunk, hidden, mask, state, return_state)
+        residual = hidden.float() if self.config.residual_in_fp32 else hidden
         new_state: BackboneState = []
         for i, layer in enumerate(self.layers):
             residual = layer(residual, mask, None if state is None else state[i], return_state)
@@ -63,6 +67,21 @@ class Backbone(nn.Module):
                 new_state.append(layer_state)
         out = self.norm(residual.to(self.norm.weight.dtype))
         return (out, new_state) if return_state else out
+
+    def _in_chunks(
+        self, chunk: int, hidden: Tensor, mask: Tensor | None, state: BackboneState | None, return_state: bool
+    ) -> Tensor | tuple[Tensor, BackboneState]:
+        """Do what `forward` does, `chunk` positions at a time through all blocks."""
+        if mask is not None:
+            check_mask(mask, hidden)
+        outputs = []
+        for start in range(0, hidden.shape[1], chunk):
+            here = slice(start, start + chunk)
+            real = None if mask is None else mask[:, here]
+            out, state = self.forward(hidden[:, here], real, state, return_state=True)
+            outputs.append(out)
+        whole = torch.cat(outputs, dim=1)
+        return (whole, cast("BackboneState", state)) if return_state else whole
 
     @torch.no_grad()
     def step(self, hidden: Tensor, state: BackboneState) -> Tensor:
