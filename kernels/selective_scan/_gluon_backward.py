@@ -1,0 +1,432 @@
+"""Backward kernels of the scan in Gluon: the algorithm of `_triton_backward.py`, in the layout of `_gluon_forward.py`.
+
+A program is one warp with its 32 channels of one chunk, and takes tiles of T steps in reverse. The state before each
+tile was kept by the forward pass. Over a tile it
+
+1. stages what does not depend on the state, as the forward kernel does: dt, u, the gradient g before the gate, the
+   weight of y in dz, and d softplus;
+2. walks forwards and leaves a state every GROUP steps in shared memory;
+3. takes the groups in reverse: recomputes a group's states and decays, holds both in registers, and runs the adjoint
+   through them. So a decay is computed twice, not three times, and nothing leaves the chip.
+
+Sums over channels (dB, dC) are needed at every step. Lanes exchange halves: of the GROUP steps times {dB, dC}, half of
+the values move to one half of the lanes at each exchange, so that every lane adds up and stores something else at the
+end, and half as many values are left to exchange each time.
+"""
+# ruff: noqa: RUF005
+# mypy: ignore-errors
+
+import triton
+import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from mamba_seq.kernels.selective_scan._gluon_forward import LOG2E, SIZES, as_tile, exp2, reciprocal, softplus
+
+LN2 = gl.constexpr(0.6931471805599453)
+
+
+@gluon.jit(do_not_specialize=SIZES)
+def adjoint_chunks(
+    dy,
+    delta,
+    A,
+    C,
+    z,
+    bias,
+    adjoints,
+    sums,
+    dy_batch,
+    dy_row,
+    delta_batch,
+    delta_row,
+    z_batch,
+    z_row,
+    C_batch,
+    C_row,
+    C_group,
+    length,
+    channels,
+    width,
+    chunk,
+    n_chunks,
+    N: gl.constexpr,
+    SOFTPLUS: gl.constexpr,
+    HAS_Z: gl.constexpr,
+    BLOCK_D: gl.constexpr,
+    SD: gl.constexpr,
+    SN: gl.constexpr,
+    T: gl.constexpr,
+    STEPS: gl.constexpr,
+    num_warps: gl.constexpr,
+):
+    # adjoints (B, chunks + 1, D, N)[:, c] <- gradient of the state before chunk c, as far as it comes from the outputs
+    # of this chunk; sums (B, chunks, D) <- sum of step sizes
+    LN: gl.constexpr = N // SN
+    tile: gl.constexpr = gl.BlockedLayout([SD, SN], [32 // LN, LN], [num_warps, 1], [1, 0])
+    over_d: gl.constexpr = gl.SliceLayout(1, tile)
+    over_n: gl.constexpr = gl.SliceLayout(0, tile)
+    D_LANES: gl.constexpr = min(BLOCK_D // 8, 32)
+    rows: gl.constexpr = gl.BlockedLayout([1, 8], [32 // D_LANES, D_LANES], [num_warps, 1], [1, 0])
+    N_LANES: gl.constexpr = min(N // 4, 32)
+    projections: gl.constexpr = gl.BlockedLayout([1, 4], [32 // N_LANES, N_LANES], [num_warps, 1], [1, 0])
+    shared: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    shared_row: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+
+    blocks = gl.cdiv(channels, BLOCK_D)
+    block = gl.program_id(0) % blocks
+    c = (gl.program_id(0) // blocks) % n_chunks
+    batch = (gl.program_id(0) // (blocks * n_chunks)).to(gl.int64)
+    start = c * chunk
+    end = gl.minimum(start + chunk, length)
+
+    d = block * BLOCK_D + gl.arange(0, BLOCK_D, layout=over_d)
+    n = gl.arange(0, N, layout=over_n)
+    state_at = d[:, None] * N + n[None, :]
+    inside = (d < channels)[:, None] & (n < N)[None, :]
+    a2 = gl.load(A + state_at, mask=inside, other=0.0) * LOG2E
+    carry = gl.zeros([BLOCK_D, N], gl.float32, layout=tile)
+    total = gl.zeros([BLOCK_D], gl.float32, layout=over_d)
+
+    d_row = block * BLOCK_D + gl.arange(0, BLOCK_D, layout=gl.SliceLayout(0, rows))
+    t_row = gl.arange(0, T, layout=gl.SliceLayout(1, rows))
+    d_in = d_row < channels
+    step_bias = gl.load(bias + d_row, mask=d_in, other=0.0)[None, :]
+    t_pro = gl.arange(0, T, layout=gl.SliceLayout(1, projections))
+    n_pro = gl.arange(0, N, layout=gl.SliceLayout(0, projections))
+
+    dt_tile = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], shared_row)
+    g_tile = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], shared_row)
+    C_tile = gl.allocate_shared_memory(gl.float32, [T, N], shared_row)
+
+    dy += batch * dy_batch
+    delta += batch * delta_batch
+    z += batch * z_batch
+    C += batch * C_batch + (block * BLOCK_D // width) * C_group
+
+    first = start + (end - start - 1) // T * T
+    while first >= start:
+        at = first.to(gl.int64) + t_row
+        here = (at < end)[:, None] & d_in[None, :]
+        raw = gl.load(delta + at[:, None] * delta_row + d_row[None, :], mask=here, other=0.0)
+        g = gl.load(dy + at[:, None] * dy_row + d_row[None, :], mask=here, other=0.0).to(gl.float32)
+        if HAS_Z:
+            gate = gl.load(z + at[:, None] * z_row + d_row[None, :], mask=here, other=0.0).to(gl.float32)
+            g *= gate * reciprocal(1.0 + exp2(-gate * LOG2E))
+        at_pro = first.to(gl.int64) + t_pro
+        here_pro = (at_pro < end)[:, None] & (n_pro < N)[None, :]
+        c_rows = gl.load(C + at_pro[:, None] * C_row + n_pro[None, :], mask=here_pro, other=0.0)
+        dt = raw.to(gl.float32) + step_bias
+        if SOFTPLUS:
+            dt = softplus(dt)
+        dt = gl.where(here, dt, 0.0)
+        gl.thread_barrier()
+        as_tile(dt_tile, T, BLOCK_D, shared).store(dt)
+        as_tile(g_tile, T, BLOCK_D, shared).store(g)
+        as_tile(C_tile, T, N, shared).store(c_rows.to(gl.float32))
+        gl.thread_barrier()
+        for back in range(0, T, STEPS):
+            for i in gl.static_range(STEPS):
+                t = T - 1 - back - i
+                dt_now = dt_tile.index(t).load(over_d)
+                g_now = g_tile.index(t).load(over_d)
+                G = carry + g_now[:, None] * C_tile.index(t).load(over_n)[None, :]
+                carry = exp2(dt_now[:, None] * a2) * G
+                total += dt_now
+        first -= T
+
+    gl.store(adjoints + (batch * (n_chunks + 1) + c) * channels * N + state_at, carry, mask=inside)
+    gl.store(sums + (batch * n_chunks + c) * channels + d, total, mask=d < channels)
+
+
+@gluon.jit(do_not_specialize=[*SIZES, "batches"])
+def gradients(
+    dy,
+    kept,
+    adjoints,
+    u,
+    delta,
+    A,
+    B,
+    C,
+    D,
+    z,
+    bias,
+    du,
+    ddelta,
+    dz,
+    dBC,
+    dA,
+    dD,
+    dbias,
+    dy_batch,
+    dy_row,
+    u_batch,
+    u_row,
+    delta_batch,
+    delta_row,
+    z_batch,
+    z_row,
+    B_batch,
+    B_row,
+    B_group,
+    C_batch,
+    C_row,
+    C_group,
+    batches,
+    length,
+    channels,
+    width,
+    chunk,
+    n_chunks,
+    N: gl.constexpr,
+    SOFTPLUS: gl.constexpr,
+    HAS_Z: gl.constexpr,
+    BLOCK_D: gl.constexpr,
+    SD: gl.constexpr,
+    SN: gl.constexpr,
+    T: gl.constexpr,
+    STEPS: gl.constexpr,
+    num_warps: gl.constexpr,
+):
+    # from kept (B, ceil(L / T) + 1, D, N) and adjoints (B, chunks + 1, D, N)[:, c + 1]: du, ddelta, dz (B, L, D);
+    # partial sums dBC (D / 32, B, L, 2, N), dA (B chunks, D, N), dD and dbias (B chunks, D)
+    gl.static_assert(num_warps == 1)
+    GROUP: gl.constexpr = STEPS
+    GROUPS: gl.constexpr = T // GROUP
+    LN: gl.constexpr = N // SN
+    tile: gl.constexpr = gl.BlockedLayout([SD, SN], [32 // LN, LN], [num_warps, 1], [1, 0])
+    over_d: gl.constexpr = gl.SliceLayout(1, tile)
+    over_n: gl.constexpr = gl.SliceLayout(0, tile)
+    D_LANES: gl.constexpr = min(BLOCK_D // 8, 32)
+    rows: gl.constexpr = gl.BlockedLayout([1, 8], [32 // D_LANES, D_LANES], [num_warps, 1], [1, 0])
+    N_LANES: gl.constexpr = min(N // 4, 32)
+    projections: gl.constexpr = gl.BlockedLayout([1, 4], [32 // N_LANES, N_LANES], [num_warps, 1], [1, 0])
+    shared: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    shared_row: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    shared_state: gl.constexpr = gl.SwizzledSharedLayout(4, 2, 4, [1, 0])
+
+    blocks = gl.cdiv(channels, BLOCK_D)
+    block = gl.program_id(0) % blocks
+    c = (gl.program_id(0) // blocks) % n_chunks
+    batch = (gl.program_id(0) // (blocks * n_chunks)).to(gl.int64)
+    start = c * chunk
+    end = gl.minimum(start + chunk, length)
+
+    d = block * BLOCK_D + gl.arange(0, BLOCK_D, layout=over_d)
+    n = gl.arange(0, N, layout=over_n)
+    state_at = d[:, None] * N + n[None, :]
+    d_inside = d < channels
+    inside = d_inside[:, None] & (n < N)[None, :]
+    a2 = gl.load(A + state_at, mask=inside, other=0.0) * LOG2E
+    skip = gl.load(D + d, mask=d_inside, other=0.0)
+    carry = gl.load(adjoints + (batch * (n_chunks + 1) + c + 1) * channels * N + state_at, mask=inside, other=0.0)
+    dA_sum = gl.zeros([BLOCK_D, N], gl.float32, layout=tile)
+    dD_sum = gl.zeros([BLOCK_D], gl.float32, layout=over_d)
+    dbias_sum = gl.zeros([BLOCK_D], gl.float32, layout=over_d)
+
+    d_row = block * BLOCK_D + gl.arange(0, BLOCK_D, layout=gl.SliceLayout(0, rows))
+    t_row = gl.arange(0, T, layout=gl.SliceLayout(1, rows))
+    d_in = d_row < channels
+    step_bias = gl.load(bias + d_row, mask=d_in, other=0.0)[None, :]
+    t_pro = gl.arange(0, T, layout=gl.SliceLayout(1, projections))
+    n_pro = gl.arange(0, N, layout=gl.SliceLayout(0, projections))
+    group = block * BLOCK_D // width
+
+    dt_tile = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], shared_row)
+    x_tile = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], shared_row)
+    g_tile = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], shared_row)
+    B_tile = gl.allocate_shared_memory(gl.float32, [T, N], shared_row)
+    C_tile = gl.allocate_shared_memory(gl.float32, [T, N], shared_row)
+    if HAS_Z:
+        w_tile = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], shared_row)
+    if SOFTPLUS:
+        s_tile = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], shared_row)
+    scratch = gl.allocate_shared_memory(gl.float32, [max(T // GROUP - 2, 1), BLOCK_D, N], shared_state)
+
+    dy += batch * dy_batch
+    u += batch * u_batch
+    delta += batch * delta_batch
+    z += batch * z_batch
+    B += batch * B_batch + group * B_group
+    C += batch * C_batch + group * C_group
+    out = batch * length * channels + d
+    dBC += (block * batches + batch) * length * 2 * N
+
+    first = start + (end - start - 1) // T * T
+    while first >= start:
+        at = first.to(gl.int64) + t_row
+        here = (at < end)[:, None] & d_in[None, :]
+        raw = gl.load(delta + at[:, None] * delta_row + d_row[None, :], mask=here, other=0.0)
+        x = gl.load(u + at[:, None] * u_row + d_row[None, :], mask=here, other=0.0).to(gl.float32)
+        g = gl.load(dy + at[:, None] * dy_row + d_row[None, :], mask=here, other=0.0).to(gl.float32)
+        at_pro = first.to(gl.int64) + t_pro
+        here_pro = (at_pro < end)[:, None] & (n_pro < N)[None, :]
+        b_rows = gl.load(B + at_pro[:, None] * B_row + n_pro[None, :], mask=here_pro, other=0.0)
+        c_rows = gl.load(C + at_pro[:, None] * C_row + n_pro[None, :], mask=here_pro, other=0.0)
+        if HAS_Z:
+            gate = gl.load(z + at[:, None] * z_row + d_row[None, :], mask=here, other=0.0).to(gl.float32)
+        kept_here = kept + (batch * (gl.cdiv(length, T) + 1) + first // T) * channels * N + state_at
+        h = gl.load(kept_here, mask=inside, other=0.0)
+        gl.thread_barrier()
+        dt = raw.to(gl.float32) + step_bias
+        if SOFTPLUS:
+            as_tile(s_tile, T, BLOCK_D, shared).store(reciprocal(1.0 + exp2(-dt * LOG2E)))
+            dt = softplus(dt)
+        as_tile(dt_tile, T, BLOCK_D, shared).store(gl.where(here, dt, 0.0))
+        as_tile(x_tile, T, BLOCK_D, shared).store(x)
+        if HAS_Z:
+            s = reciprocal(1.0 + exp2(-gate * LOG2E))
+            as_tile(w_tile, T, BLOCK_D, shared).store(g * s * (1.0 + gate * (1.0 - s)))
+            g *= gate * s
+        as_tile(g_tile, T, BLOCK_D, shared).store(g)
+        as_tile(B_tile, T, N, shared).store(b_rows.to(gl.float32))
+        as_tile(C_tile, T, N, shared).store(c_rows.to(gl.float32))
+        gl.thread_barrier()
+
+        # states before groups 1 to the last but one go to shared memory; that before the first is `kept`'s, and that
+        # before the last is at hand
+        for k in range(0, GROUPS - 1):
+            if k > 0:
+                scratch.index(k - 1).store(h)
+            for i in gl.static_range(GROUP):
+                t = k * GROUP + i
+                dt_now = dt_tile.index(t).load(over_d)
+                v = dt_now * x_tile.index(t).load(over_d)
+                b = B_tile.index(t).load(over_n)
+                h = exp2(dt_now[:, None] * a2) * h + v[:, None] * b[None, :]
+        gl.thread_barrier()
+
+        for back in range(0, GROUPS):
+            k = GROUPS - 1 - back
+            states = (h,)
+            decays = ()
+            for i in gl.static_range(GROUP):
+                t = k * GROUP + i
+                dt_now = dt_tile.index(t).load(over_d)
+                v = dt_now * x_tile.index(t).load(over_d)
+                b = B_tile.index(t).load(over_n)
+                a = exp2(dt_now[:, None] * a2)
+                h = a * h + v[:, None] * b[None, :]
+                decays = decays + (a,)
+                states = states + (h,)
+            parts = ()
+            for i in gl.static_range(GROUP - 1, -1, -1):
+                t = k * GROUP + i
+                here_now = d_inside & (first + t < end)
+                out_at = out + (first + t).to(gl.int64) * channels
+                dt_now = dt_tile.index(t).load(over_d)
+                x_now = x_tile.index(t).load(over_d)
+                g_now = g_tile.index(t).load(over_d)
+                b = B_tile.index(t).load(over_n)[None, :]
+                c_now = C_tile.index(t).load(over_n)[None, :]
+                if HAS_Z:
+                    y = gl.sum(states[i + 1] * c_now, axis=1) + skip * x_now
+                    y *= w_tile.index(t).load(over_d)
+                    gl.store(dz + out_at, y.to(dz.dtype.element_ty), mask=here_now)
+                G = carry + g_now[:, None] * c_now
+                parts = parts + (
+                    sum_in_lane(G * (dt_now * x_now)[:, None], SD),
+                    sum_in_lane(states[i + 1] * g_now[:, None], SD),
+                )
+                through_input = gl.sum(G * b, axis=1)
+                gl.store(du + out_at, (dt_now * through_input + skip * g_now).to(du.dtype.element_ty), mask=here_now)
+                carry = decays[i] * G
+                d_exponent = carry * states[i]
+                dA_sum += d_exponent * dt_now[:, None]
+                d_dt = x_now * through_input + LN2 * gl.sum(d_exponent * a2, axis=1)
+                if SOFTPLUS:
+                    d_dt *= s_tile.index(t).load(over_d)
+                gl.store(ddelta + out_at, d_dt.to(ddelta.dtype.element_ty), mask=here_now)
+                dD_sum += g_now * x_now
+                dbias_sum += gl.where(here_now, d_dt, 0.0)
+            store_sums(dBC, parts, first + k * GROUP, end, N, LN, GROUP, BLOCK_D, SD)
+            if k > 1:
+                h = scratch.index(k - 2).load(tile)
+            elif k == 1:
+                h = gl.load(kept_here, mask=inside, other=0.0)
+        first -= T
+
+    part = batch * n_chunks + c
+    gl.store(dA + part * channels * N + state_at, dA_sum, mask=inside)
+    gl.store(dD + part * channels + d, dD_sum, mask=d_inside)
+    gl.store(dbias + part * channels + d, dbias_sum, mask=d_inside)
+    if n_chunks == 1:
+        gl.store(adjoints + batch * (n_chunks + 1) * channels * N + state_at, carry, mask=inside)
+
+
+@gluon.jit
+def sum_in_lane(x, SD: gl.constexpr):
+    # (BLOCK_D, N) -> (BLOCK_D / SD, N): a lane's channels
+    if SD == 1:
+        return x
+    else:
+        return gl.sum(gl.reshape(x, [x.shape[0] // SD, SD, x.shape[1]]), axis=1)
+
+
+@gluon.jit
+def exchange(x, MASK: gl.constexpr):
+    # the value of the lane whose number differs by the bits of MASK
+    mask = gl.full(x.shape, MASK, gl.int32, layout=x.type.layout)
+    return gl.inline_asm_elementwise(
+        "shfl.sync.bfly.b32 $0, $1, $2, 0x1f, 0xffffffff;", "=f,f,r", [x, mask], dtype=gl.float32, is_pure=True, pack=1
+    )
+
+
+@gluon.jit
+def store_sums(
+    dBC,
+    parts,
+    first,
+    end,
+    N: gl.constexpr,
+    LN: gl.constexpr,
+    GROUP: gl.constexpr,
+    BLOCK_D: gl.constexpr,
+    SD: gl.constexpr,
+):
+    # parts: of the steps first + GROUP - 1 down to first, a lane's share of dB and of dC (BLOCK_D / SD, N)
+    ROWS: gl.constexpr = BLOCK_D // SD  # lanes along the channels
+    row_layout: gl.constexpr = gl.SliceLayout(1, parts[0].type.layout)
+    row = gl.arange(0, ROWS, layout=row_layout)
+    n = gl.arange(0, N, layout=gl.SliceLayout(0, parts[0].type.layout))
+    which = gl.zeros([ROWS], gl.int32, layout=row_layout)
+    shared_by: gl.constexpr = max(ROWS // (2 * GROUP), 1)
+    left, which = exchange_halves(parts, which, row, LN, ROWS // 2, GROUP)
+    # which: 2 (GROUP - 1 - step) + (0 for dB, 1 for dC)
+    step = first + GROUP - 1 - which // 2
+    at = dBC + (step.to(gl.int64) * 2 + which % 2)[:, None] * N + n[None, :]
+    gl.store(at, left[0], mask=((row % shared_by == 0) & (step < end))[:, None] & (n < N)[None, :])
+
+
+@gluon.jit
+def exchange_halves(values, which, row, LN: gl.constexpr, MASK: gl.constexpr, HALF: gl.constexpr):
+    # a lane with the bit MASK of its row set keeps the upper half of the values, and adds those of its partner
+    if MASK == 0:
+        return values, which
+    else:
+        if HALF == 0:
+            return exchange_halves((values[0] + exchange(values[0], MASK * LN),), which, row, LN, MASK // 2, 0)
+        else:
+            upper = (row & MASK) != 0
+            left = ()
+            for p in gl.static_range(HALF):
+                keep = gl.where(upper[:, None], values[p + HALF], values[p])
+                send = gl.where(upper[:, None], values[p], values[p + HALF])
+                left = left + (keep + exchange(send, MASK * LN),)
+            return exchange_halves(left, which + gl.where(upper, HALF, 0), row, LN, MASK // 2, HALF // 2)
+
+
+@triton.jit(do_not_specialize=["size"])
+def sum_partials(dB, dC, partials, size, stride, PARTS: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr):
+    # dB and dC (B L, groups, N) <- partials (groups * PARTS, B L, 2, N), summed over the parts of a group in order
+    group = tl.program_id(1).to(tl.int64)
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    total = tl.zeros([BLOCK], tl.float32)
+    for part in range(PARTS):
+        total += tl.load(partials + (group * PARTS + part) * size + at, mask=inside, other=0.0)
+    where = at // (2 * N) * stride + group * N + at % N
+    second = at // N % 2 == 1
+    tl.store(dB + where, total.to(dB.dtype.element_ty), mask=inside & (second == 0))
+    tl.store(dC + where, total.to(dC.dtype.element_ty), mask=inside & second)

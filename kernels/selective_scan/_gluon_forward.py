@@ -1,0 +1,297 @@
+"""Forward kernels of the scan in Gluon: what `_triton_forward.py` computes, in layouts chosen by hand.
+
+A program owns BLOCK_D channels of one chunk and takes the steps of the chunk in tiles of T. For each tile all threads
+first load it in 16-byte pieces and prepare what does not depend on the state, once an element: step sizes (softplus),
+delta u, the gate and the skip term go to shared memory in float32, rows of B and C beside them. Then the recurrence
+walks through the tile with nothing but shared-memory reads, 16 exponentials and multiply-adds a channel and step.
+
+The state is a tile (BLOCK_D, N). A lane owns SD channels and SN states of each, N / SN lanes share a channel:
+
+    lane 0   lane 1   ...          SD x SN = 2 x 8 with N = 16: a warp holds 32 channels,
+    d 0, 1   d 0, 1                with 1 x 4 only 8, and four times as many warps hide each other's latency where
+    n 0..7   n 8..15               batch and channels are few
+
+States lie in memory as the caller has them, (D, N), and steps beyond the end of the sequence have step size 0, so that
+they change nothing and no loop has a tail.
+"""
+# ruff: noqa: RUF005
+# mypy: ignore-errors
+
+import triton
+import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+LOG2E = gl.constexpr(1.4426950408889634)
+
+
+SIZES = ["length", "chunk", "n_chunks", "kept_every", "kept_slots"]
+
+
+@gluon.jit(do_not_specialize=SIZES)
+def scan_chunks(
+    u,
+    delta,
+    A,
+    B,
+    C,
+    D,
+    z,
+    bias,
+    y,
+    states,
+    sums,
+    kept,
+    u_batch,
+    u_row,
+    delta_batch,
+    delta_row,
+    z_batch,
+    z_row,
+    B_batch,
+    B_row,
+    B_group,
+    C_batch,
+    C_row,
+    C_group,
+    length,
+    channels,
+    width,
+    chunk,
+    n_chunks,
+    kept_every,
+    kept_slots,
+    N: gl.constexpr,
+    SOFTPLUS: gl.constexpr,
+    HAS_Z: gl.constexpr,
+    OUTPUTS: gl.constexpr,
+    KEEP: gl.constexpr,
+    BLOCK_D: gl.constexpr,
+    SD: gl.constexpr,
+    SN: gl.constexpr,
+    T: gl.constexpr,
+    STEPS: gl.constexpr,
+    num_warps: gl.constexpr,
+):
+    # states (B, chunks + 1, D, N). Without OUTPUTS and KEEP: [:, c + 1] <- end state of chunk c from a zero start, and
+    # sums (B, chunks, D) <- its sum of step sizes. Otherwise from the states [:, c] before each chunk: with OUTPUTS
+    # y (B, L, D), with KEEP the state every kept_every steps, kept (B, kept_slots, D, N)
+    LN: gl.constexpr = N // SN
+    tile: gl.constexpr = gl.BlockedLayout([SD, SN], [32 // LN, LN], [num_warps, 1], [1, 0])
+    over_d: gl.constexpr = gl.SliceLayout(1, tile)
+    over_n: gl.constexpr = gl.SliceLayout(0, tile)
+    # how rows of u, delta, z come from memory: 8 elements a lane, and rows of B and C: 4
+    D_LANES: gl.constexpr = min(BLOCK_D // 8, 32)
+    rows: gl.constexpr = gl.BlockedLayout([1, 8], [32 // D_LANES, D_LANES], [num_warps, 1], [1, 0])
+    N_LANES: gl.constexpr = min(N // 4, 32)
+    projections: gl.constexpr = gl.BlockedLayout([1, 4], [32 // N_LANES, N_LANES], [num_warps, 1], [1, 0])
+    shared: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    shared_row: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+
+    blocks = gl.cdiv(channels, BLOCK_D)
+    block = gl.program_id(0) % blocks
+    c = (gl.program_id(0) // blocks) % n_chunks
+    batch = (gl.program_id(0) // (blocks * n_chunks)).to(gl.int64)
+    start = c * chunk
+    end = gl.minimum(start + chunk, length)
+
+    d = block * BLOCK_D + gl.arange(0, BLOCK_D, layout=over_d)
+    n = gl.arange(0, N, layout=over_n)
+    state_at = d[:, None] * N + n[None, :]
+    d_inside = (d < channels)[:, None]
+    inside = d_inside & (n < N)[None, :]
+    a2 = gl.load(A + state_at, mask=inside, other=0.0) * LOG2E
+    slot = (batch * (n_chunks + 1) + c) * channels * N
+    if OUTPUTS or KEEP:
+        h = gl.load(states + slot + state_at, mask=inside, other=0.0)
+    else:
+        h = gl.zeros([BLOCK_D, N], gl.float32, layout=tile)
+    total = gl.zeros([BLOCK_D], gl.float32, layout=over_d)
+
+    d_row = block * BLOCK_D + gl.arange(0, BLOCK_D, layout=gl.SliceLayout(0, rows))
+    t_row = gl.arange(0, T, layout=gl.SliceLayout(1, rows))
+    d_in = d_row < channels
+    step_bias = gl.load(bias + d_row, mask=d_in, other=0.0)[None, :]
+    t_pro = gl.arange(0, T, layout=gl.SliceLayout(1, projections))
+    n_pro = gl.arange(0, N, layout=gl.SliceLayout(0, projections))
+    group = block * BLOCK_D // width
+
+    dt_tile = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], shared_row)
+    v_tile = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], shared_row)
+    B_tile = gl.allocate_shared_memory(gl.float32, [T, N], shared_row)
+    if OUTPUTS:
+        skip = gl.load(D + d_row, mask=d_in, other=0.0)[None, :]
+        C_tile = gl.allocate_shared_memory(gl.float32, [T, N], shared_row)
+        skip_tile = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], shared_row)
+        if HAS_Z:
+            gate_tile = gl.allocate_shared_memory(gl.float32, [T, BLOCK_D], shared_row)
+
+    u += batch * u_batch
+    delta += batch * delta_batch
+    z += batch * z_batch
+    B += batch * B_batch + group * B_group
+    C += batch * C_batch + group * C_group
+    y += batch * length * channels
+
+    at_row = t_row.to(gl.int64)[:, None]
+    at_pro = t_pro.to(gl.int64)[:, None]
+    u += d_row[None, :] + at_row * u_row
+    delta += d_row[None, :] + at_row * delta_row
+    z += d_row[None, :] + at_row * z_row
+    B += n_pro[None, :] + at_pro * B_row
+    C += n_pro[None, :] + at_pro * C_row
+
+    first = start
+    row = start.to(gl.int64)
+    here = (first + t_row < end)[:, None] & d_in[None, :]
+    here_pro = (first + t_pro < end)[:, None] & (n_pro < N)[None, :]
+    raw = gl.load(delta + row * delta_row, mask=here, other=0.0)
+    x_raw = gl.load(u + row * u_row, mask=here, other=0.0)
+    b_rows = gl.load(B + row * B_row, mask=here_pro, other=0.0)
+    if OUTPUTS:
+        c_rows = gl.load(C + row * C_row, mask=here_pro, other=0.0)
+        if HAS_Z:
+            z_raw = gl.load(z + row * z_row, mask=here, other=0.0)
+    while first < end:
+        if KEEP:  # two conditions: the second is not known when the kernel is compiled  # noqa: SIM102
+            if (first - start) % kept_every == 0:
+                kept_slot = batch * kept_slots + first // kept_every
+                gl.store(kept + kept_slot * channels * N + state_at, h, mask=inside)
+        dt = raw.to(gl.float32) + step_bias
+        if SOFTPLUS:
+            dt = softplus(dt)
+        dt = gl.where(here, dt, 0.0)
+        x = x_raw.to(gl.float32)
+        gl.thread_barrier()  # the tile before has been read
+        as_tile(dt_tile, T, BLOCK_D, shared).store(dt)
+        as_tile(v_tile, T, BLOCK_D, shared).store(dt * x)
+        as_tile(B_tile, T, N, shared).store(b_rows.to(gl.float32))
+        if OUTPUTS:
+            as_tile(C_tile, T, N, shared).store(c_rows.to(gl.float32))
+            if HAS_Z:
+                gate = z_raw.to(gl.float32)
+                gate = gate * sigmoid(gate)
+                as_tile(gate_tile, T, BLOCK_D, shared).store(gate)
+                as_tile(skip_tile, T, BLOCK_D, shared).store(skip * x * gate)
+            else:
+                as_tile(skip_tile, T, BLOCK_D, shared).store(skip * x)
+        gl.thread_barrier()
+        # the next tile is on its way while the recurrence runs through this one
+        row = first.to(gl.int64) + T
+        here = (first + T + t_row < end)[:, None] & d_in[None, :]
+        here_pro = (first + T + t_pro < end)[:, None] & (n_pro < N)[None, :]
+        raw = gl.load(delta + row * delta_row, mask=here, other=0.0)
+        x_raw = gl.load(u + row * u_row, mask=here, other=0.0)
+        b_rows = gl.load(B + row * B_row, mask=here_pro, other=0.0)
+        if OUTPUTS:
+            c_rows = gl.load(C + row * C_row, mask=here_pro, other=0.0)
+            if HAS_Z:
+                z_raw = gl.load(z + row * z_row, mask=here, other=0.0)
+        y_here = y + first.to(gl.int64) * channels + d
+        for group_start in range(0, T, STEPS):
+            for i in gl.static_range(STEPS):
+                t = group_start + i
+                dt_now = dt_tile.index(t).load(over_d)
+                v_now = v_tile.index(t).load(over_d)
+                b = B_tile.index(t).load(over_n)
+                h = exp2(dt_now[:, None] * a2) * h + v_now[:, None] * b[None, :]
+                if OUTPUTS:
+                    now = gl.sum(h * C_tile.index(t).load(over_n)[None, :], axis=1)
+                    if HAS_Z:
+                        now *= gate_tile.index(t).load(over_d)
+                    now += skip_tile.index(t).load(over_d)
+                    gl.store(y_here + t * channels, now.to(y.dtype.element_ty), mask=(d < channels) & (first + t < end))
+                else:
+                    total += dt_now
+        first += T
+
+    if OUTPUTS:
+        if n_chunks == 1:  # otherwise the pass over the chunks has left the final state there
+            gl.store(states + slot + channels * N + state_at, h, mask=inside)
+    elif not KEEP:
+        gl.store(states + slot + channels * N + state_at, h, mask=inside)
+        gl.store(sums + (batch * n_chunks + c) * channels + d, total, mask=d < channels)
+
+
+@gluon.jit
+def as_tile(rows, T: gl.constexpr, WIDTH: gl.constexpr, shared: gl.constexpr):
+    return rows._reinterpret(gl.float32, [T, WIDTH], shared)
+
+
+@gluon.jit
+def exp2(x):
+    return gl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
+
+
+@gluon.jit
+def reciprocal(x):
+    return gl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
+
+
+@gluon.jit
+def sigmoid(x):
+    return reciprocal(1.0 + exp2(-x * LOG2E))
+
+
+@gluon.jit
+def softplus(x):
+    # as in _triton_math.py
+    e = exp2(-gl.abs(x) * LOG2E)
+    s = e * reciprocal(2.0 + e)
+    q = s * s
+    p = 0.28191546 * q + 0.27957666
+    p = p * q + 0.40025115
+    p = p * q + 0.66666311
+    p = p * q + 2.0
+    return gl.maximum(x, 0.0) + s * p
+
+
+@triton.jit
+def pass_states(
+    states,
+    sums,
+    A,
+    initial,
+    channels,
+    n_chunks,
+    N: tl.constexpr,
+    HAS_INITIAL: tl.constexpr,
+    REVERSE: tl.constexpr,
+    BLOCK: tl.constexpr,
+    UNROLL: tl.constexpr,
+):
+    # states (B, chunks + 1, D, N), in place: what every chunk adds becomes what holds between chunks. Forwards, entry
+    # c + 1 is the state after chunk c; in reverse, entry c is the gradient of the state before chunk c
+    size = N * channels
+    blocks = (size + BLOCK - 1) // BLOCK
+    batch = (tl.program_id(0) // blocks).to(tl.int64)
+    e = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
+    inside = e < size
+    a2 = tl.load(A + e, mask=inside, other=0.0) * 1.4426950408889634
+    if REVERSE:
+        states += (batch * (n_chunks + 1) + n_chunks) * size + e
+        sums += (batch * n_chunks + n_chunks - 1) * channels + e // N
+        towards = -1
+    else:
+        states += batch * (n_chunks + 1) * size + e
+        sums += batch * n_chunks * channels + e // N
+        towards = 1
+
+    h = tl.zeros([BLOCK], tl.float32)
+    if HAS_INITIAL:
+        h = tl.load(initial + batch * size + e, mask=inside, other=0.0)
+    tl.store(states, h, mask=inside)
+    first = 0
+    while first < n_chunks:
+        decays = ()
+        added = ()
+        for i in tl.static_range(UNROLL):
+            k = (first + i).to(tl.int64) * towards
+            here = inside & (first + i < n_chunks)
+            decays = decays + (tl.exp2(tl.load(sums + k * channels, mask=here, other=0.0) * a2),)
+            added = added + (tl.load(states + (k + towards) * size, mask=here, other=0.0),)
+        for i in tl.static_range(UNROLL):
+            k = (first + i).to(tl.int64) * towards
+            h = decays[i] * h + added[i]
+            tl.store(states + (k + towards) * size, h, mask=inside & (first + i < n_chunks))
+        first += UNROLL

@@ -1,0 +1,343 @@
+"""The selective scan on NVIDIA GPUs, in Gluon: the three phases of `triton.py` in layouts chosen by hand.
+
+It runs what most models are made of: real A, B and C that depend on the input, no packed sequences. `triton.py` hands
+these over and runs the rest; it is also the plain twin of this module, the same algorithm without inline assembly and
+shared memory, that Triton's interpreter can run. `_gluon_forward.py` and `_gluon_backward.py` say how the kernels work.
+
+The launch settings are measured ones (benchmarks/README.md has the commands), there is no search in front of a user.
+
+States are kept for the backward pass at every tile of its kernel if they are few, else more sparsely, and the backward
+pass first fills in those between: 4 bytes an element of u against a twelfth of the time.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from mamba_seq.kernels.selective_scan import _gluon_backward, _gluon_forward
+
+TILE = 16  # steps of a tile; the backward pass starts each from a kept state
+SPARSE = 8  # tiles between kept states where all of them would take too much memory
+MOST_KEPT = 1 << 30  # bytes of states kept at every tile
+WARPS = 12  # that a multiprocessor holds of the larger kernels
+
+
+class Launch(NamedTuple):
+    """How a kernel spreads states over lanes: a lane owns SN states of SD channels."""
+
+    SD: int
+    SN: int
+    warps: int
+    steps: int
+    """Steps in one stretch of code."""
+    registers: int | None
+    """Most registers of a lane; fewer let more warps run at a time."""
+
+
+WIDE = Launch(2, 8, 1, 4, None)  # fewest instructions a state
+NARROW = Launch(1, 4, 4, 4, None)  # four times as many warps, where batch and channels are few
+MIDDLE = Launch(1, 8, 2, 4, None)
+GRADIENTS = Launch(2, 8, 1, 2, 224)
+GRADIENTS_NARROW = Launch(1, 8, 1, 4, None)
+
+
+def runs(u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None) -> bool:
+    """Tell whether this module runs a case of the contract, checked already."""
+    if u.numel() == 0 or torch.version.hip is not None or cu_seqlens is not None:
+        return False
+    if A.is_complex() or B.dim() == 2 or C.dim() == 2 or A.shape[1] not in (8, 16, 32, 64):
+        return False
+    groups = B.shape[2] if B.dim() == 4 else 1
+    return groups == 1 or u.shape[2] // groups % (512 // A.shape[1]) == 0
+
+
+def forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+    keep_for_backward: bool,
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """Run the scan as `function.py` says; saved are states (B, tiles or fewer, D, N)."""
+    inputs = Inputs.prepare(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    launch, chunk = plan_forward(u, A.shape[1])
+    n_chunks = triton.cdiv(u.shape[1], chunk)
+    y = u.new_empty(u.shape)
+    kept = new_kept(u, A, kept_every(u, A)) if keep_for_backward else None
+    with torch.cuda.device_of(u):
+        states = between_chunks(inputs, n_chunks)
+        if n_chunks > 1:
+            sums = scan(inputs, WIDE, chunk, states)
+            pass_states(states, sums, inputs.A, initial_state, reverse=False)
+        else:
+            states[:, 0] = 0.0 if initial_state is None else initial_state
+        scan(inputs, launch, chunk, states, y=y, kept=kept)
+    return y, states[:, -1].clone(), () if kept is None else (kept,)
+
+
+def backward(
+    dy: Tensor,
+    dfinal_state: Tensor | None,
+    saved: tuple[Tensor, ...],
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    initial_state: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients that `function.py` lists."""
+    inputs = Inputs.prepare(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    dy = rows(dy)
+    length = u.shape[1]
+    launch, chunk = plan_backward(u, A.shape[1])
+    n_chunks = triton.cdiv(length, chunk)
+    (kept,) = saved
+    with torch.cuda.device_of(u):
+        if kept_every(u, A) > TILE:
+            starts, kept = kept, new_kept(u, A, TILE)
+            scan(inputs, WIDE, kept_every(u, A), starts, kept=kept)
+        adjoints = between_chunks(inputs, n_chunks)
+        if n_chunks > 1:
+            sums = summarise_adjoints(dy, inputs, chunk, adjoints)
+            pass_states(adjoints, sums, inputs.A, dfinal_state, reverse=True)
+        else:
+            adjoints[:, 1] = 0.0 if dfinal_state is None else dfinal_state
+        du, ddelta, dz, dB, dC, dA, dD, dbias = compute_gradients(dy, inputs, kept, adjoints, launch, chunk)
+    return (
+        du,
+        ddelta,
+        dA,
+        dB if B.dim() == 4 else dB[:, :, 0],
+        dC if C.dim() == 4 else dC[:, :, 0],
+        None if D is None else dD,
+        dz,
+        None if delta_bias is None else dbias,
+        None if initial_state is None else adjoints[:, 0].clone(),
+    )
+
+
+def plan_forward(u: Tensor, N: int) -> tuple[Launch, int]:
+    """Choose how the outputs are computed, and the length of a chunk; the whole length is one where that fills the GPU.
+
+    A single chunk pays every exponential once, but its warps must be enough to hide the latency of a step.
+    """
+    B, L, D = u.shape
+    states = B * D * N // 16
+    if L <= 4 * TILE:
+        return NARROW, L
+    if states < 10_000:
+        return WIDE, chunk_length(u, N)
+    return (NARROW if states < 14_000 else MIDDLE if states < 40_000 else WIDE), L
+
+
+def plan_backward(u: Tensor, N: int) -> tuple[Launch, int]:
+    """Choose how the gradients are computed, and the length of a chunk."""
+    B, L, D = u.shape
+    states = B * D * N // 16
+    if states < 14_000 and L > 4 * TILE:
+        return GRADIENTS, chunk_length(u, N)
+    return (GRADIENTS if states > 30_000 or N > 16 else GRADIENTS_NARROW), L
+
+
+def chunk_length(u: Tensor, N: int) -> int:
+    """Return a length of chunks that gives every multiprocessor several rounds of warps, and few states to pass on."""
+    B, L, D = u.shape
+    programs = B * triton.cdiv(D, 512 // N) * L
+    wanted = programs // (3 * WARPS * multiprocessor_count(u.device))
+    return min(max(2 ** (max(wanted, 1).bit_length() - 1), 4 * TILE), 512)
+
+
+def multiprocessor_count(device: torch.device) -> int:
+    """Return how many multiprocessors a GPU has."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def kept_every(u: Tensor, A: Tensor) -> int:
+    """Return the number of steps between the states that the forward pass keeps: it and the backward pass agree."""
+    B, L, D = u.shape
+    return TILE if triton.cdiv(L, TILE) * B * D * A.shape[1] * 4 <= MOST_KEPT else SPARSE * TILE
+
+
+class Inputs(NamedTuple):
+    """A scan's inputs as the kernels want them: last axis dense, B and C (B, L, G, N), zeros for no D or bias."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor
+    z: Tensor | None
+    bias: Tensor
+    softplus: bool
+
+    @classmethod
+    def prepare(
+        cls,
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        z: Tensor | None,
+        delta_bias: Tensor | None,
+        delta_softplus: bool,
+    ) -> "Inputs":
+        """Copy only what does not lie as it should; slices along D, as the Mamba block makes them, stay as they are."""
+        D = A.new_zeros(len(A)) if D is None else D
+        bias = A.new_zeros(len(A)) if delta_bias is None else delta_bias
+        B, C = (rows(x if x.dim() == 4 else x[:, :, None]) for x in (B, C))
+        z = None if z is None else rows(z)
+        return cls(rows(u), rows(delta), A.contiguous(), B, C, D.contiguous(), z, bias.contiguous(), delta_softplus)
+
+    @property
+    def gate(self) -> Tensor:
+        """Some tensor to stand for z; it is not read where there is no gate."""
+        return self.u if self.z is None else self.z
+
+    def sizes(self, chunk: int) -> tuple[int, int, int, int, int]:
+        """Return what kernels are told of the shape: length, channels, channels a group, chunk and their number."""
+        _, L, D = self.u.shape
+        return L, D, D // self.B.shape[2], chunk, triton.cdiv(L, chunk)
+
+    def switches(self, launch: Launch) -> dict[str, int | bool | None]:
+        """Return the compile-time arguments that all kernels share."""
+        N = self.A.shape[1]
+        return {
+            "N": N,
+            "SOFTPLUS": self.softplus,
+            "HAS_Z": self.z is not None,
+            "BLOCK_D": block_of(launch, N),
+            "SD": launch.SD,
+            "SN": launch.SN,
+            "T": TILE,
+            "STEPS": launch.steps,
+            "num_warps": launch.warps,
+            "maxnreg": launch.registers,
+        }
+
+    def programs(self, launch: Launch, chunk: int) -> tuple[int]:
+        """Return the grid: a program for every block of channels, chunk and item of the batch."""
+        B, L, D = self.u.shape
+        return (B * triton.cdiv(L, chunk) * triton.cdiv(D, block_of(launch, self.A.shape[1])),)
+
+
+def scan(
+    inputs: Inputs, launch: Launch, chunk: int, states: Tensor, y: Tensor | None = None, kept: Tensor | None = None
+) -> Tensor:
+    """Phase 1, without y and kept: return the sums of step sizes (B, chunks, D); end states go to states[:, 1:].
+
+    Phase 3: fill y (B, L, D), and the states `kept` on the way (B, slots, D, N), from the states before each chunk.
+    """
+    u = inputs.u
+    B, L, D = u.shape
+    summary = y is None and kept is None
+    sums = inputs.A.new_empty((B, triton.cdiv(L, chunk), D) if summary else 0)
+    every, slots = (0, 0) if kept is None else spacing(kept, L)
+    _gluon_forward.scan_chunks[inputs.programs(launch, chunk)](
+        u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.gate, inputs.bias,
+        u if y is None else y, states, sums, states if kept is None else kept,
+        *u.stride()[:2], *inputs.delta.stride()[:2], *inputs.gate.stride()[:2],
+        *inputs.B.stride()[:3], *inputs.C.stride()[:3], *inputs.sizes(chunk), every, slots,
+        OUTPUTS=y is not None, KEEP=kept is not None, **inputs.switches(launch),
+    )  # fmt: skip
+    return sums
+
+
+def pass_states(states: Tensor, sums: Tensor, A: Tensor, initial: Tensor | None, reverse: bool) -> None:
+    """Phase 2, in place on states (B, chunks + 1, D, N): turn what each chunk adds into what holds between chunks.
+
+    `initial` (B, D, N) is the state before the first chunk; in reverse, the gradient of the state after the last one.
+    """
+    B, slots, D, N = states.shape
+    block = 128
+    _gluon_forward.pass_states[(triton.cdiv(N * D, block) * B,)](
+        states, sums, A, None if initial is None else initial.contiguous(), D, slots - 1,
+        N=N, HAS_INITIAL=initial is not None, REVERSE=reverse, BLOCK=block, UNROLL=16, num_warps=4,
+    )  # fmt: skip
+
+
+def summarise_adjoints(dy: Tensor, inputs: Inputs, chunk: int, adjoints: Tensor) -> Tensor:
+    """Phase 1 of the backward pass: return the sums of step sizes (B, chunks, D).
+
+    What each chunk's outputs add to the gradient of the state before it goes to adjoints[:, :-1] (B, chunks + 1, D, N).
+    """
+    B, L, D = dy.shape
+    sums = adjoints.new_empty((B, triton.cdiv(L, chunk), D))
+    _gluon_backward.adjoint_chunks[inputs.programs(WIDE, chunk)](
+        dy, inputs.delta, inputs.A, inputs.C, inputs.gate, inputs.bias, adjoints, sums,
+        *dy.stride()[:2], *inputs.delta.stride()[:2], *inputs.gate.stride()[:2], *inputs.C.stride()[:3],
+        *inputs.sizes(chunk), **inputs.switches(WIDE),
+    )  # fmt: skip
+    return sums
+
+
+def compute_gradients(
+    dy: Tensor, inputs: Inputs, kept: Tensor, adjoints: Tensor, launch: Launch, chunk: int
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Phase 3 of the backward pass, from the kept states and the gradient of the state after each chunk.
+
+    Returns du, ddelta and dz (B, L, D), dB and dC (B, L, G, N), dA (D, N), dD and ddelta_bias (D,). With a single chunk
+    the gradient of the initial state is written to `adjoints`.
+    """
+    u = inputs.u
+    B, L, D = u.shape
+    N, G = inputs.A.shape[1], inputs.B.shape[2]
+    parts = B * triton.cdiv(L, chunk)
+    blocks = triton.cdiv(D, block_of(launch, N))
+    du, ddelta, dz = u.new_empty(u.shape), u.new_empty(u.shape), None if inputs.z is None else u.new_empty(u.shape)
+    partials = adjoints.new_empty((blocks, B, L, 2, N))
+    dA, dD, dbias = adjoints.new_empty((parts, D, N)), adjoints.new_empty((parts, D)), adjoints.new_empty((parts, D))
+    _gluon_backward.gradients[inputs.programs(launch, chunk)](
+        dy, kept, adjoints, u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.gate, inputs.bias,
+        du, ddelta, du if dz is None else dz, partials, dA, dD, dbias,
+        *dy.stride()[:2], *u.stride()[:2], *inputs.delta.stride()[:2], *inputs.gate.stride()[:2],
+        *inputs.B.stride()[:3], *inputs.C.stride()[:3], B, *inputs.sizes(chunk), **inputs.switches(launch),
+    )  # fmt: skip
+    dB, dC = u.new_empty((B, L, G, N)), u.new_empty((B, L, G, N))
+    _gluon_backward.sum_partials[(triton.cdiv(B * L * 2 * N, 1024), G)](
+        dB, dC, partials, B * L * 2 * N, G * N, PARTS=blocks // G, N=N, BLOCK=1024, num_warps=4
+    )
+    return du, ddelta, dz, dB, dC, dA.sum(0), dD.sum(0), dbias.sum(0)
+
+
+def new_kept(u: Tensor, A: Tensor, every: int) -> Tensor:
+    """Return room for the state every `every` steps, and one more slot: as the states before chunks have."""
+    B, L, D = u.shape
+    return A.new_empty((B, triton.cdiv(L, every) + 1, D, A.shape[1]))
+
+
+def spacing(kept: Tensor, length: int) -> tuple[int, int]:
+    """Return the number of steps between the states of `kept`, and its slots an item."""
+    slots = kept.shape[1]
+    return (TILE if slots == triton.cdiv(length, TILE) + 1 else SPARSE * TILE), slots
+
+
+def between_chunks(inputs: Inputs, n_chunks: int) -> Tensor:
+    """Return room for the states, or their gradients, before, between and after chunks: (B, chunks + 1, D, N)."""
+    B, _, D = inputs.u.shape
+    return inputs.A.new_empty((B, n_chunks + 1, D, inputs.A.shape[1]))
+
+
+def block_of(launch: Launch, N: int) -> int:
+    """Return how many channels a program has."""
+    return launch.SD * launch.SN * 32 // N * launch.warps
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """Return the tensor with its last axis dense, copied if need be."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
