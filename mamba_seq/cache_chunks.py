@@ -10,9 +10,9 @@ from torch import Tensor
 
 from mamba_seq.config import MambaConfig
 
-CACHE_FLOATS = 1 << 20
-"""Floats of activations a thread: 4 MB, the second-level cache and a share of the third. With fewer, what a call costs
-besides its arithmetic weighs more; 512 KB to 8 MB were measured (benchmarks/cpu_model.py)."""
+CACHE_FLOATS = 1 << 21
+"""Floats of activations a thread, 8 MB: of 2 to 16 MB the fastest with 1 MB of second-level cache a core and 32 MB of
+third. What is worked on at a time is less, and with shorter chunks what a call costs besides its arithmetic shows."""
 STEP = 128
 """Chunks are multiples of this, as the kernels' own tasks are, and no shorter."""
 
