@@ -6,7 +6,7 @@ inside the loop; "torch loop, exp ahead" takes them all before the loop, in (B, 
 transformers' MambaModel does; "torch conv1d" is a grouped F.conv1d. "exps alone" is no peer but a floor: one
 exponential a state update, the kernels' own, over data that stays in the first-level cache. Medians, with the least and
 the most of ours; a row a case is added to results/cpu_scan.csv, where for the convolution N holds the width K. Run it
-on a machine that does nothing else: threads that have to wait for a core hurt the peers more than they hurt the kernels.
+on a machine that does nothing else: threads that wait for a core hurt the peers more than they hurt the kernels.
 """
 
 import csv
