@@ -5,7 +5,9 @@
 
 First the same weights go into ours and into transformers' model and the outputs are compared; nothing is timed when
 they differ. A peer that is not installed is left out and named. Rows are appended to results/cpu_model.csv; `ratio` is
-ours over the peer in tokens per second, medians of runs in turn.
+ours over the peer in tokens per second, medians of runs in turn. Torch's threads wait for work spinning, which takes
+cores from the threads of our kernels: `spin` is the environment variable GOMP_SPINCOUNT, 1000 in `mamba-seq` and
+unset ("default") in a Python that nobody told otherwise.
 """
 
 import argparse
@@ -13,6 +15,7 @@ import csv
 import datetime
 import importlib.metadata
 import logging
+import os
 import statistics
 import tempfile
 import time
@@ -40,6 +43,7 @@ COLUMNS = [
     "peer_max",
     "cpu",
     "threads",
+    "spin",
     "torch",
     "peer_version",
     "version",
@@ -144,6 +148,7 @@ def make_row(
         "peer_max": round(max(other)),
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
+        "spin": os.environ.get("GOMP_SPINCOUNT", "default"),
         "torch": torch.__version__,
         "peer_version": importlib.metadata.version(package),
         "version": __version__,

@@ -3,15 +3,17 @@
 First every timed function is compared with the reference in float64 on a small case; if one is off, nothing is timed.
 Peers, on the same threads: "torch loop" is one step of the recurrence after another in plain torch, exponentials taken
 inside the loop; "torch loop, exp ahead" takes them all before the loop, in (B, L, D, N) memory, as the plain path of
-transformers' MambaModel does; "torch conv1d" is a grouped F.conv1d. Medians, with the least and the most of ours; a row
-a case is added to results/cpu_scan.csv, where for the convolution N holds the width K. Run it on a machine that does
-nothing else: threads that have to wait for a core hurt the peers more than they hurt the kernels.
+transformers' MambaModel does; "torch conv1d" is a grouped F.conv1d. "exps alone" is no peer but a floor: one
+exponential a state update, the kernels' own, over data that stays in the first-level cache. Medians, with the least and
+the most of ours; a row a case is added to results/cpu_scan.csv, where for the convolution N holds the width K. Run it
+on a machine that does nothing else: threads that wait for a core hurt the peers more than they hurt the kernels.
 """
 
 import csv
 import datetime
 import functools
 import gc
+import math
 import platform
 import statistics
 import sys
@@ -25,6 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mamba_seq.kernels import causal_conv1d, selective_scan
+from mamba_seq.kernels._numba import compiled, run_kernel, worker_count
+from mamba_seq.kernels._simd import LANES, exp2, floats, load, store
 
 RESULTS = Path(__file__).parent / "results" / "cpu_scan.csv"
 COLUMNS = (
@@ -36,6 +40,8 @@ FORWARD_CASES = ((1, 100_000, 256, 16), (8, 2048, 256, 16))
 BACKWARD_CASES = ((1, 10_000, 256, 16), (8, 1024, 256, 16))
 CONV_CASE = (1, 100_000, 256, 4)
 ROUNDS, OURS_PER_ROUND = 3, 3
+EXPS, EXP_TASKS = 2048, 64
+"""Floats of a task that does nothing but exponentials: 8 KB in and 8 KB out; and how many tasks."""
 
 
 def main() -> None:
@@ -45,14 +51,19 @@ def main() -> None:
     grouped = functools.partial(causal_conv1d, activation="silu", backend="reference")
     verify({"scan": scan, "loop": loop, "loop, exp ahead": loop_exp_ahead}, loop, scan_inputs(2, 150, 40, 16))
     verify({"conv": conv, "conv1d": grouped}, grouped, conv_inputs(2, 150, 40, 4))
+    verify_exps()
     for shape in FORWARD_CASES:
-        inputs = scan_inputs(*shape)
-        compare("selective_scan", "forward", shape, inputs, scan, "torch loop", loop)
-        compare("selective_scan", "forward", shape, inputs, scan, "torch loop, exp ahead", loop_exp_ahead)
+        ours, *peers = (functools.partial(time_forward, f, scan_inputs(*shape)) for f in (scan, loop, loop_exp_ahead))
+        compare("selective_scan", "forward", shape, ours, "torch loop", peers[0])
+        compare("selective_scan", "forward", shape, ours, "torch loop, exp ahead", peers[1])
+        compare("selective_scan", "forward", shape, ours, "exps alone", functools.partial(time_exps, shape))
     for shape in BACKWARD_CASES:
-        compare("selective_scan", "backward", shape, scan_inputs(*shape), scan, "torch loop", loop)
-    for direction in ("forward", "backward"):
-        compare("causal_conv1d", direction, CONV_CASE, conv_inputs(*CONV_CASE), conv, "torch conv1d", grouped)
+        ours, peer = (functools.partial(time_backward, f, scan_inputs(*shape)) for f in (scan, loop))
+        compare("selective_scan", "backward", shape, ours, "torch loop", peer)
+        compare("selective_scan", "backward", shape, ours, "exps alone", functools.partial(time_exps, shape))
+    for direction, measure in (("forward", time_forward), ("backward", time_backward)):
+        ours, peer = (functools.partial(measure, f, conv_inputs(*CONV_CASE)) for f in (conv, grouped))
+        compare("causal_conv1d", direction, CONV_CASE, ours, "torch conv1d", peer)
 
 
 def scan_inputs(B: int, L: int, D: int, N: int) -> dict[str, Tensor]:
@@ -135,21 +146,52 @@ def time_backward(function: Callable[..., Tensor], inputs: dict[str, Tensor]) ->
     return 1e3 * (time.perf_counter() - start)
 
 
+@compiled
+def exps_kernel(x: int, y: int, repeats: int, first_task: int, last_task: int, scratch: int) -> None:
+    """Write 2^x of EXPS floats to y, `repeats` times a task; every task has its own rows of x and y."""
+    for task in range(first_task, last_task):
+        x_, y_ = floats(x + 4 * EXPS * task), floats(y + 4 * EXPS * task)
+        for _ in range(repeats):
+            for i in range(0, EXPS, LANES):
+                store(y_, i, exp2(load(x_, i)))
+
+
+def run_exps(x: Tensor, y: Tensor, repeats: int) -> None:
+    workers = worker_count()
+    run_kernel(exps_kernel, (x.data_ptr(), y.data_ptr(), repeats), len(x), torch.empty(workers, 1))
+
+
+def verify_exps() -> None:
+    x = -torch.rand(EXP_TASKS, EXPS)
+    y = torch.zeros_like(x)
+    run_exps(x, y, 1)
+    error = (y / torch.exp2(x.double()) - 1).abs().max().item()
+    if not error < 1e-6:
+        sys.exit(f"exponentials are off by {error:.1e} of their value; nothing was timed")
+
+
+def time_exps(shape: tuple[int, ...]) -> float:
+    """Time as many exponentials as a scan of this shape has state updates."""
+    x = -torch.rand(EXP_TASKS, EXPS)
+    y = torch.zeros_like(x)
+    start = time.perf_counter()
+    run_exps(x, y, math.prod(shape) // x.numel())
+    return 1e3 * (time.perf_counter() - start)
+
+
 def compare(
     op: str,
     direction: str,
     shape: tuple[int, ...],
-    inputs: dict[str, Tensor],
-    ours: Callable[..., Tensor],
+    ours: Callable[[], float],
     peer_name: str,
-    peer: Callable[..., Tensor],
+    peer: Callable[[], float],
 ) -> None:
-    """Time both in turns, print the medians and add them to the results."""
-    measure = time_forward if direction == "forward" else time_backward
+    """Time both in turns, each a call that returns its milliseconds; print the medians and add them to the results."""
     times, peer_times = [], []
     for _ in range(ROUNDS):
-        times += [measure(ours, inputs) for _ in range(OURS_PER_ROUND)]
-        peer_times.append(measure(peer, inputs))
+        times += [ours() for _ in range(OURS_PER_ROUND)]
+        peer_times.append(peer())
         gc.collect()
     median, peer_median = statistics.median(times), statistics.median(peer_times)
     B, L, D, N = shape

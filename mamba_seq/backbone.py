@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mamba_seq.block import Mamba, MambaState
+from mamba_seq.cache_chunks import chunk_length
 from mamba_seq.config import MambaConfig
 from mamba_seq.padding import at_least_float32, check_layout
 
@@ -72,6 +73,9 @@ class Backbone(nn.Module):
         """
         check_layout(hidden, mask, cu_seqlens)
         self._check_state(state)
+        chunk = chunk_length(hidden, self.config)
+        if cu_seqlens is None and chunk < hidden.shape[1] and not self.training:  # dropout would draw other numbers
+            return self._in_chunks(chunk, hidden, mask, state, return_state)
         size = self._segment_size()
         residual = self._residual(hidden)
         new_state: BackboneState = []
@@ -86,6 +90,19 @@ class Backbone(nn.Module):
             new_state += after
         out = self.norm(residual.to(self.norm.weight.dtype))
         return (out, new_state) if return_state else out
+
+    def _in_chunks(
+        self, chunk: int, hidden: Tensor, mask: Tensor | None, state: BackboneState | None, return_state: bool
+    ) -> Tensor | tuple[Tensor, BackboneState]:
+        """Do what `forward` does, `chunk` positions at a time through all blocks."""
+        outputs = []
+        for start in range(0, hidden.shape[1], chunk):
+            here = slice(start, start + chunk)
+            real = None if mask is None else mask[:, here]
+            out, state = self.forward(hidden[:, here], real, state, return_state=True)
+            outputs.append(out)
+        whole = torch.cat(outputs, dim=1)
+        return (whole, cast("BackboneState", state)) if return_state else whole
 
     @torch.no_grad()
     def step(self, hidden: Tensor, state: BackboneState) -> Tensor:

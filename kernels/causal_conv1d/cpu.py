@@ -4,6 +4,7 @@ Inputs of 16 bits are walked in segments, so that their float32 copies stay smal
 added up in an order that depends on the shapes alone: results are the same bits on any number of threads.
 """
 
+import functools
 import itertools
 
 import torch
@@ -53,7 +54,7 @@ def forward(
     scratch = empty(workers, LANES)
     for part, pieces in _parts(x, cu_seqlens):
         xs, history = last_dense(part.of(x)), _history(x, initial_state, K, part, pieces)
-        stretches = _stretches(pieces, [p.steps for p in pieces])
+        stretches = _stretches(tuple(pieces), tuple(p.steps for p in pieces))
         ys = part.of(y) if y.dtype == _F32 else empty(part.batch, part.steps, channels)
         arguments = (
             *walk(xs),
@@ -102,7 +103,7 @@ def backward(
             _history(x, initial_state, K, part, pieces),
         )
         dxs = part.of(dx) if dx.dtype == _F32 else empty(part.batch, part.steps, channels)
-        table = _stretches(pieces, _seen(pieces, part, ahead, cu_seqlens))
+        table = _stretches(tuple(pieces), tuple(_seen(pieces, part, ahead, cu_seqlens)))
         # sequences of a step or two would need as much memory for their sums as for x: these are added up in between
         for stretches in table.split(max(1, len(table) if cu_seqlens is None else _STRETCHES)):
             dweights = empty(len(stretches), *sums.shape)
@@ -172,7 +173,8 @@ def _parts(x: Tensor, cu_seqlens: Tensor | None) -> list[tuple[Segment, list[Pie
     return [(part, pieces_of(part)) for part in parts if part.batch]
 
 
-def _stretches(pieces: list[Piece], seen: list[int]) -> Tensor:
+@functools.lru_cache(maxsize=8)  # every layer of a model asks for the same
+def _stretches(pieces: tuple[Piece, ...], seen: tuple[int, ...]) -> Tensor:
     """Return the table of the kernels: every piece cut into stretches of ROWS steps."""
     whole = torch.tensor([(p.item, p.start, p.steps, p.before == 0) for p in pieces], dtype=torch.int64, device="cpu")
     counts = (whole[:, 2] + ROWS - 1) // ROWS
@@ -208,11 +210,17 @@ def _history(x: Tensor, initial_state: Tensor | None, K: int, part: Segment, pie
 
 def _over_lanes(weight: Tensor) -> Tensor:
     """Bring (D, K) to (K, P) float32, P being D rounded up to whole blocks of lanes."""
-    return torch.nn.functional.pad(weight.to(_F32), (0, 0, 0, -weight.shape[0] % LANES)).t().contiguous()
+    weight = weight.to(_F32)
+    if missing := -weight.shape[0] % LANES:
+        weight = torch.nn.functional.pad(weight, (0, 0, 0, missing))
+    return weight.t().contiguous()
 
 
 def _pad(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else torch.nn.functional.pad(bias.to(_F32), (0, -len(bias) % LANES)).contiguous()
+    if bias is None:
+        return None
+    missing = -len(bias) % LANES
+    return (torch.nn.functional.pad(bias.to(_F32), (0, missing)) if missing else bias.to(_F32)).contiguous()
 
 
 def _workers(x: Tensor) -> int:

@@ -416,6 +416,8 @@ def _pad(x: Tensor | None, groups: int) -> Tensor | None:
     if x is None:
         return None
     width = len(x) // groups
+    if width % LANES == 0:
+        return x.contiguous()
     return torch.nn.functional.pad(x.unflatten(0, (groups, width)), (0, -width % LANES)).flatten().contiguous()
 
 
@@ -427,6 +429,8 @@ def _unpad(x: Tensor, plan: _Plan) -> Tensor:
 def _over_lanes(x: Tensor, groups: int) -> Tensor:
     """Bring (..., D, N) to (..., blocks, N, 16), zeros after the last channel of a group."""
     width = x.shape[-2] // groups
+    if width % LANES == 0:  # as in most models; what padding costs would be seen on short sequences
+        return x.unflatten(-2, (-1, LANES)).transpose(-1, -2).contiguous()
     padded = torch.nn.functional.pad(x.unflatten(-2, (groups, width)), (0, 0, 0, -width % LANES))
     return padded.flatten(-3, -2).unflatten(-2, (-1, LANES)).transpose(-1, -2).contiguous()
 
@@ -442,6 +446,8 @@ def _state_over_lanes(state: Tensor | None, plan: _Plan) -> Tensor:
 
 def _from_lanes(x: Tensor, plan: _Plan) -> Tensor:
     """Bring (S, blocks, N, 16) back to (S, D, N)."""
+    if plan.width % LANES == 0:
+        return x.transpose(-1, -2).flatten(1, 2)
     channels = x.transpose(-1, -2).flatten(1, 2).unflatten(1, (plan.groups, -1))
     return channels[:, :, : plan.width].flatten(1, 2).contiguous()
 

@@ -4,6 +4,7 @@ Nothing here or in the command files imports torch, numpy or the pipelines befor
 `--help` and a misspelt option are answered at once.
 """
 
+import os
 import sys
 
 from mamba_seq.pipelines.cli._failures import guarded
@@ -36,6 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0 when all is done, 1 for bad data or a failure, 2 for wrong usage, 130 after Ctrl-C.
     """
+    # torch's threads wait for work spinning, which takes the cores from the threads of our kernels; read when torch is
+    # imported (GNU OpenMP, GOMP_SPINCOUNT)
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     arguments = sys.argv[1:] if argv is None else list(argv)
     settings = Settings()
 

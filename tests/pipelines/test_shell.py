@@ -321,6 +321,17 @@ def test_full_standard_output_is_an_error() -> None:
     assert (done.returncode, done.stderr) == (1, b"mamba-seq: error: No space left on device\n")
 
 
+@pytest.mark.parametrize(("before", "after"), [(None, "1000"), ("5", "5")])
+def test_threads_of_torch_do_not_spin_for_long(before: str | None, after: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    if before is not None:
+        environment["GOMP_SPINCOUNT"] = before
+    code = "import os, sys; from mamba_seq.pipelines.cli import main; main(['--version']); "
+    code += "assert 'torch' not in sys.modules; print(os.environ['GOMP_SPINCOUNT'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+    assert done.stdout.split()[-1] == after, done.stderr
+
+
 def test_progress_is_for_terminals_only(start: Any, tmp_path: Path) -> None:
     source = many_records(tmp_path, 300)
     leader, follower = os.openpty()
