@@ -22,7 +22,7 @@ def chunk_length(hidden: Tensor, config: MambaConfig) -> int:
 
     It depends on sizes and the number of threads alone.
     """
-    convolved = config.ssm.startswith("time-invariant")  # by FFT, which is made for all of a sequence at once
+    convolved = not config.is_selective  # by FFT, which is made for all of a sequence at once
     if hidden.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling() or convolved:
         return max(1, hidden.shape[1])
     # what a block has in memory for a position: both halves of in_proj's output, the convolved input, delta, the scan's
