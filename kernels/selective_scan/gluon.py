@@ -46,7 +46,7 @@ GRADIENTS_NARROW = Launch(1, 8, 1, 4, None)
 
 def runs(u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None) -> bool:
     """Tell whether this module runs a case of the contract, checked already."""
-    if u.numel() == 0 or torch.version.hip is not None or cu_seqlens is not None:
+    if u.numel() == 0 or cu_seqlens is not None or not is_recent_nvidia(u.device):
         return False
     if A.is_complex() or B.dim() == 2 or C.dim() == 2 or A.shape[1] not in (8, 16, 32, 64):
         return False
@@ -168,6 +168,12 @@ def chunk_length(u: Tensor, N: int) -> int:
 
 
 @functools.cache  # asked at every call
+def is_recent_nvidia(device: torch.device) -> bool:
+    """Tell whether a GPU is an NVIDIA one of Ampere or later: what the kernels were compiled for and tried on."""
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@functools.cache
 def multiprocessor_count(device: torch.device) -> int:
     """Return how many multiprocessors a GPU has."""
     return torch.cuda.get_device_properties(device).multi_processor_count
