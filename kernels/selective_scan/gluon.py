@@ -170,7 +170,9 @@ def chunk_length(u: Tensor, N: int) -> int:
 @functools.cache  # asked at every call
 def is_recent_nvidia(device: torch.device) -> bool:
     """Tell whether a GPU is an NVIDIA one of Ampere or later: what the kernels were compiled for and tried on."""
-    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
+    # a fake tensor may be on a GPU that is not there
+    there = torch.cuda.is_available() and torch.version.hip is None
+    return there and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @functools.cache
