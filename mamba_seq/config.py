@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from mamba_seq._version import __version__
 from mamba_seq.errors import ModelError
 
-TASKS = (
+Task = Literal[
     "sequence-classification",
     "multi-label",
     "sequence-regression",
@@ -22,8 +22,10 @@ TASKS = (
     "token-regression",
     "ctc",
     "language-model",
-)
-SSM_KINDS = ("selective", "complex", "time-invariant", "time-invariant-real")
+]
+TASKS: tuple[Task, ...] = get_args(Task)
+SSMKind = Literal["selective", "complex", "time-invariant", "time-invariant-real"]
+SSM_KINDS: tuple[SSMKind, ...] = get_args(SSMKind)
 _FEWEST_LABELS = {"sequence-classification": 2, "token-classification": 2, "language-model": 0}
 """How many labels a task needs; the others need 1."""
 
@@ -36,7 +38,7 @@ class MambaConfig:
     """Width of the residual stream."""
     n_layer: int
     """Number of blocks."""
-    ssm: Literal["selective", "complex", "time-invariant", "time-invariant-real"] = "selective"
+    ssm: SSMKind = "selective"
     """The recurrence of every block: "selective", Mamba's, real; "complex", the same with complex states (section 3.6);
     "time-invariant", S4D with complex states, whose step size, B and C do not depend on the input (arXiv 2206.11893);
     "time-invariant-real", the same with real states."""
@@ -111,15 +113,7 @@ class MambaConfig:
 class ModelConfig:
     """A whole model: the backbone, its input, its task, and the names of its outputs."""
 
-    task: Literal[
-        "sequence-classification",
-        "multi-label",
-        "sequence-regression",
-        "token-classification",
-        "token-regression",
-        "ctc",
-        "language-model",
-    ]
+    task: Task
     """What the head does; `mamba_seq.heads` has the models."""
     backbone: MambaConfig
     """The stack of blocks."""

@@ -85,8 +85,8 @@ class Classifier:
     """Classifies files with one model.
 
     Args:
-        model: tokens (R, L), mask (R, L) -> logits (R, C).
-        labels: the C class names in order.
+        model: tokens (R, L), mask (R, L) -> logits (R, labels).
+        labels: the class names in order.
         device: where the model is.
         options: how.
         on_progress: called now and then with the summary so far.

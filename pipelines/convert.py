@@ -2,17 +2,15 @@
 
 import logging
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 
-from mamba_seq.errors import ModelError
-from mamba_seq.heads import LanguageModel, Model
+from mamba_seq.heads import Model
 from mamba_seq.interop import KINDS, export_hf, export_mamba_ssm
 from mamba_seq.loading import open_model
-from mamba_seq.pipelines.errors import OutputError
 from mamba_seq.pipelines.models import locate_model
+from mamba_seq.pipelines.output import check_new_folder, new_folder
 from mamba_seq.saving import CARD_FILE
 
 log = logging.getLogger("mamba_seq.pipelines")
@@ -36,18 +34,13 @@ def convert(source: str, folder: Path, kind: str) -> Path:
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        what = "is not empty" if folder.is_dir() else "is a file"
-        raise OutputError(f"cannot convert to {folder}: it {what}, expected a new or empty folder")
+    check_new_folder(folder)
     found = locate_model(source, pickles=True)
     model, dtype = open_model(found, name=source, unpickle=True)
-    target = folder.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name[:60]}.", suffix=".part") as beside:
-        written = _write(model, Path(beside) / "model", kind, dtype)
+    with new_folder(folder) as written:
+        _write(model, written, kind, dtype)
         if (found / CARD_FILE).is_file():
             shutil.copyfile(found / CARD_FILE, written / CARD_FILE)
-        written.replace(target)
     count = sum(parameter.numel() for parameter in model.parameters())
     precision = str(dtype).removeprefix("torch.")
     log.info("wrote a %s model of %.3g million parameters in %s to %s", kind, count / 1e6, precision, folder)
@@ -57,8 +50,4 @@ def convert(source: str, folder: Path, kind: str) -> Path:
 def _write(model: Model, folder: Path, kind: str, dtype: torch.dtype) -> Path:
     if kind == "mamba-seq":
         return model.save_pretrained(folder, dtype=dtype)
-    if not isinstance(model, LanguageModel):
-        raise ModelError(
-            f"the model is a {model.config.task}, expected a language-model: {kind} has no other Mamba models"
-        )
     return export_hf(model, folder, dtype) if kind == "transformers" else export_mamba_ssm(model, folder, dtype)

@@ -7,7 +7,7 @@
 Windows are drawn at random, so at long lengths they overlap, and a hundred of them may hold what five hold. Intervals
 therefore take no more windows as independent than fit side by side into the data.
 
-Letters: W windows, C classes.
+Letters: R rows, L longest window, W windows.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ class Evaluation:
     """Predictions of windows of known class."""
 
     confusion: NDArray[np.int64]
-    """Counts (C, C): truth down, prediction across."""
+    """Counts (labels, labels): truth down, prediction across."""
 
     @property
     def windows(self) -> int:
@@ -90,7 +90,7 @@ def evaluate_windows(
     """Predict windows and count what became of each class.
 
     Args:
-        model: tokens (R, L), mask (R, L) -> logits (R, C).
+        model: tokens (R, L), mask (R, L) -> logits (R, labels).
         windows: codes (L,) and the number of the true class of each; longer ones than `context` are read in windows of
             it, as classify does.
         context: bases that the model sees at once.
@@ -128,7 +128,7 @@ def predict_windows(
     device: torch.device | None = None,
     on_batch: Callable[[], None] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the probabilities (W, C) of windows and their true classes (W,); see `evaluate_windows`."""
+    """Return the probabilities (W, labels) of windows and their true classes (W,); see `evaluate_windows`."""
     pool = WindowPool(
         model,
         device=device if device is not None else next(model.parameters()).device,
@@ -156,7 +156,7 @@ def predict_windows(
 
 
 def confusion_matrix(truth: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-    """Count windows by true class (down) and predicted class (across): (W,) and (W,) to (C, C)."""
+    """Count windows by true class (down) and predicted class (across): (W,) and (W,) to (labels, labels)."""
     return np.bincount(truth * classes + predicted, minlength=classes * classes).reshape(classes, classes)
 
 
@@ -181,7 +181,7 @@ class LengthResult:
     evaluation: Evaluation
     """What was predicted."""
     disjoint: tuple[int, ...]
-    """For each class of the model, how many windows fit side by side into the data (C,); 0 for a class without data."""
+    """For each class, how many windows fit side by side into the data (labels,); 0 for a class without data."""
 
     def independent(self, label: int | None = None) -> int:
         """Return the most windows, of one class or of all, that can be independent of each other."""
@@ -206,8 +206,8 @@ def evaluate_genomes(
     """Yield the result for each length.
 
     Args:
-        model: tokens (R, L), mask (R, L) -> logits (R, C).
-        labels: the C class names in the order of the model's outputs.
+        model: tokens (R, L), mask (R, L) -> logits (R, labels).
+        labels: the class names in the order of the model's outputs.
         genomes: folders named after classes of the model.
         lengths: bases of the windows.
         reading: how each window is read.

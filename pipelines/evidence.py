@@ -5,7 +5,7 @@ chromosome both fill it. The evidence of a record is the mean, over its windows,
 the strands; a window counts by its bases that are not N. Nothing of it depends on which windows shared a batch, beyond
 rounding.
 
-Letters: W windows of a batch, R = W x strands rows, L longest window, C classes.
+Letters: W windows of a batch, R = W x strands rows, L longest window.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ class Evidence:
 
     def __init__(self) -> None:
         self.log_probabilities: NDArray[np.float64] | None = None
-        """Weighted sum over the windows (C,)."""
+        """Weighted sum over the windows (labels,)."""
         self.weight = 0.0
         """Number of bases behind it that are not N."""
         self.waiting = 0
@@ -51,7 +51,7 @@ class Evidence:
         self.waiting -= 1
 
     def probabilities(self) -> NDArray[np.float64] | None:
-        """Return the probability of each class (C,), or None when no window had a base."""
+        """Return the probability of each class (labels,), or None when no window had a base."""
         if self.log_probabilities is None:
             return None
         mean = self.log_probabilities / self.weight
@@ -63,7 +63,7 @@ class WindowPool:
     """Windows on their way through a model.
 
     Args:
-        model: tokens (R, L) and mask (R, L) to logits (R, C).
+        model: tokens (R, L) and mask (R, L) to logits (R, labels).
         device: where the model is.
         batch_tokens: most tokens in one call of the model, padding and both strands counted; see `score`.
         both_strands: average over each window and its reverse complement.
@@ -144,10 +144,10 @@ def score(
     both_strands: bool = True,
     batch_tokens: int = CPU_BATCH_TOKENS,
 ) -> NDArray[np.float64]:
-    """Return log-probabilities (W, C) of windows of codes, averaged over the strands.
+    """Return log-probabilities (W, labels) of windows of codes, averaged over the strands.
 
     Args:
-        model: tokens (R, L) and mask (R, L) to logits (R, C); also with a state, for windows longer than a piece.
+        model: tokens (R, L) and mask (R, L) to logits (R, labels); also with a state, for windows longer than a piece.
         windows: codes (L,) of each.
         device: where the model is.
         both_strands: average over each window and its reverse complement.
@@ -182,7 +182,7 @@ def score(
 
 
 def _in_pieces(model: nn.Module, tokens: Tensor, mask: Tensor | None, piece: int) -> Tensor:
-    """Return the logits (R, C) of tokens (R, L) uint8, read in pieces so that memory does not grow with L."""
+    """Return the logits (R, labels) of tokens (R, L) uint8, read in pieces so that memory does not grow with L."""
     if tokens.shape[1] <= piece:
         return model(tokens.long(), mask=mask)
     logits, state = None, None

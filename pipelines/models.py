@@ -10,6 +10,7 @@ from mamba_seq.errors import ModelError, UnknownModelError
 if TYPE_CHECKING:
     import torch
 
+    from mamba_seq.config import ModelConfig
     from mamba_seq.heads import SequenceClassifier
 
 
@@ -24,15 +25,32 @@ def load_model(spec: str, device: "torch.device | str") -> "SequenceClassifier":
         UnknownModelError: when it is none of these; the message lists the zoo.
         ModelError: when the model cannot be read, or does not classify DNA.
     """
+    from mamba_seq.heads import SequenceClassifier
     from mamba_seq.loading import from_pretrained
 
     model = from_pretrained(locate_model(spec), device)
-    config = model.config
-    if config.task != "sequence-classification":
-        raise ModelError(f"model {spec!r} is a {config.task}, expected sequence-classification; choose another -m")
-    if config.alphabet != "dna":
-        raise ModelError(f"model {spec!r} reads the alphabet {config.alphabet!r}, expected 'dna'; choose another -m")
-    return model  # type: ignore[return-value]
+    if not isinstance(model, SequenceClassifier):
+        raise ModelError(
+            f"model {spec!r} is a {model.config.task}, expected sequence-classification; choose another -m "
+            f"({_zoo(models_zoo.names())}), or use it from Python with mamba_seq.from_pretrained"
+        )
+    _check_input(spec, model.config)
+    return model
+
+
+def _check_input(spec: str, config: "ModelConfig") -> None:
+    """Refuse a model whose input is not the tokens of DNA."""
+    from mamba_seq.data_prep.alphabet import DNA
+
+    if config.input_features is not None:
+        reads = f"numbers ({config.input_features} at every position)"
+    elif config.alphabet != DNA.name:
+        reads = f"the alphabet {config.alphabet!r}"
+    elif config.vocab_size != DNA.size:
+        reads = f"{config.vocab_size} tokens, not the {DNA.size} of DNA ({DNA.symbols})"
+    else:
+        return
+    raise ModelError(f"model {spec!r} reads {reads}, expected {DNA.name!r}; choose another -m")
 
 
 def locate_model(spec: str, pickles: bool = False) -> Path:
@@ -58,8 +76,9 @@ def locate_model(spec: str, pickles: bool = False) -> Path:
 
 def suggest_model(spec: str, known: list[str]) -> str:
     """Say which zoo model `spec` may have meant."""
-    if not known:
-        return "the zoo holds no model"
     close = difflib.get_close_matches(spec, known, n=1)
-    names = ", ".join(known)
-    return f"did you mean {close[0]!r}? The zoo holds {names}" if close else f"the zoo holds {names}"
+    return f"did you mean {close[0]!r}? T{_zoo(known)[1:]}" if close else _zoo(known)
+
+
+def _zoo(known: list[str]) -> str:
+    return f"the zoo holds {', '.join(known) or 'no model'}"

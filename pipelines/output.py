@@ -1,4 +1,4 @@
-"""Output files that appear whole or not at all.
+"""Output files and folders that appear whole or not at all.
 
 A file is written beside its target under a hidden name, synced, and renamed over the target at the end. Standard
 output, devices and named pipes cannot be renamed: for these the data wait in an unnamed temporary file and are copied
@@ -79,6 +79,36 @@ def check_output(target: str, inputs: tuple[str, ...] = ()) -> None:
     place = path.parent if _is_regular(path) or not path.exists() else path
     if not os.access(place, os.W_OK):
         raise OutputError(f"cannot write {target}: no permission to write to {place}")
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Give a path to make a folder at, which becomes `target` when the block ends well and is gone when it raises.
+
+    Args:
+        target: new, or an empty folder.
+
+    Raises:
+        OutputError: when the target is a file, or not empty.
+    """
+    check_new_folder(target)
+    real = target.resolve()
+    real.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=real.parent, prefix=f".{real.name[:60]}.", suffix=".part") as beside:
+        made = Path(beside) / "made"
+        yield made
+        made.replace(real)
+
+
+def check_new_folder(target: Path) -> None:
+    """Refuse a folder that is there and not empty, before any work is done.
+
+    Raises:
+        OutputError: with what came.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        what = "is not empty" if target.is_dir() else "is a file"
+        raise OutputError(f"cannot write the folder {target}: it {what}, expected a new or empty folder")
 
 
 @contextlib.contextmanager

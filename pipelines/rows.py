@@ -43,8 +43,8 @@ def decide(
     Args:
         record: its name.
         length: its number of letters.
-        probabilities: of each label (C,).
-        labels: the C labels in order.
+        probabilities: of each label (labels,).
+        labels: the names in order.
         min_probability: below it, the record is unclassified.
     """
     rounded = tuple(round(float(p), DECIMALS) for p in probabilities)

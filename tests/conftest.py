@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.kernels.compare import one_thread
 from tests.poison import poisoned_memory
 
 
@@ -26,3 +27,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _poisoned_memory() -> Iterator[None]:
     with poisoned_memory():
         yield
+
+
+@pytest.fixture
+def _nothing_compiled() -> Iterator[None]:
+    """Let torch.compile begin anew, and forget what it made."""
+    torch._dynamo.reset()
+    with one_thread():
+        yield
+    torch._dynamo.reset()

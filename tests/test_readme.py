@@ -1,5 +1,6 @@
 """The README's code runs, its links lead somewhere, and its figures are those of the card."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -30,10 +31,32 @@ def test_links_lead_somewhere(target: str) -> None:
 def test_files_of_the_reading_order_are_there() -> None:
     order = README.split("## Reading order")[1]
     folder = Path()
-    for name in re.findall(r"`([\w/]+\.py)`", order):
+    for name in re.findall(r"`([\w/]+\.py|\w+/[\w/]*)`", order):
         path = Path(name) if "/" in name else folder / name
-        assert (ROOT / path).is_file(), path
-        folder = path.parent
+        assert (ROOT / path).exists(), path
+        folder = path.parent if path.suffix else path
+
+
+def test_every_operator_is_in_the_reading_order() -> None:
+    order = README.split("## Reading order")[1]
+    for operator in (ROOT / "kernels").glob("*/__init__.py"):
+        assert f"`kernels/{operator.parent.name}/" in order
+
+
+@pytest.mark.parametrize("folder", ["kernels", "mamba_seq", "data_prep", "models_zoo", "pipelines"])
+def test_shapes_are_in_the_letters_of_the_glossary(folder: str) -> None:
+    glossary = README.split("Shapes, everywhere:")[1].split("Sizes without a letter")[0]
+    letters = set(re.findall(r"\b([A-Z])\s", glossary))
+    for file in (ROOT / folder).rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        texts = [node.value.value for node in ast.walk(tree) if isinstance(node, ast.Expr) and is_text(node.value)]
+        own = set(re.findall(r"\b([A-Z]) (?:is |are )?[a-z]", str(ast.get_docstring(tree))))
+        for shape in re.findall(r"\(([A-Z](?: or [A-Z])?, [^()]*|[A-Z],)\)", "\n".join(texts)):
+            assert set(re.findall(r"\b[A-Z]\b", shape)) <= letters | own, f"{file.relative_to(ROOT)}: ({shape})"
+
+
+def is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def test_accuracies_are_the_cards() -> None:

@@ -1,6 +1,6 @@
 """What all models have: the embedding of tokens or numbers, the backbone, and outputs at every position of a sequence.
 
-Shapes: B batch, L length, F features, S packed sequences.
+Shapes: B batch, L length, F numbers at a position, S packed sequences.
 """
 
 from typing import Any

@@ -62,7 +62,7 @@ class CTCModel(TokenModel):
         log_probabilities = F.log_softmax(at_least_float32(logits), dim=-1)
         if cu_seqlens is not None:
             lengths = cu_seqlens.diff().long()
-            log_probabilities = pad_sequence(log_probabilities[0].split(lengths_of(cu_seqlens)))  # (L, S, C)
+            log_probabilities = pad_sequence(log_probabilities[0].split(lengths_of(cu_seqlens)))  # (L, S, 1 + labels)
         else:
             lengths = lengths_in(log_probabilities, mask)
             if mask is not None:

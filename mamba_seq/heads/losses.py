@@ -22,7 +22,7 @@ def cross_entropy(
     ignore_index: int = IGNORED,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Return the mean cross-entropy of logits (..., C) and classes (...), weighted by class if asked for."""
+    """Return the mean cross-entropy of logits (..., labels) and classes (...), weighted by class if asked for."""
     check_targets("targets", targets, logits.shape[:-1], floating=False)
     if mask is not None:
         check_targets_mask(mask, targets.shape)
@@ -43,7 +43,7 @@ def cross_entropy(
 def binary_cross_entropy(
     logits: Tensor, targets: Tensor, mask: Tensor | None = None, pos_weight: Tensor | None = None
 ) -> Tensor:
-    """Return the mean binary cross-entropy of logits (..., C) and targets (..., C), each 0 to 1, NaN or bool."""
+    """Return the mean binary cross-entropy of logits and targets (..., labels), each 0 to 1, NaN or bool."""
     check_targets("targets", targets, logits.shape, floating=None)
     logits = at_least_float32(logits)
     known, targets = _known(targets.to(logits.dtype), mask)
@@ -52,7 +52,7 @@ def binary_cross_entropy(
 
 
 def squared_error(outputs: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return the mean squared error of outputs (..., T) and targets (..., T)."""
+    """Return the mean squared error of outputs and targets (..., targets)."""
     check_targets("targets", targets, outputs.shape, floating=True)
     outputs = at_least_float32(outputs)
     known, targets = _known(targets.to(outputs.dtype), mask)

@@ -1,6 +1,6 @@
 """Models with one output for a whole sequence: a class, several labels, or numbers, from its pooled positions.
 
-Shapes: B batch, L length, F features, S packed sequences.
+Shapes: B batch, L length, F numbers at a position, S packed sequences.
 """
 
 from typing import NamedTuple

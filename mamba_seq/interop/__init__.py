@@ -21,7 +21,7 @@ from mamba_seq.interop.weights import foreign_name, own_names, read_weights
 from mamba_seq.saving import CONFIG_FILE, WEIGHTS_FILE, fit_weights, stored, write_whole
 
 if TYPE_CHECKING:
-    from mamba_seq.heads import LanguageModel
+    from mamba_seq.heads import LanguageModel, Model
 
 KINDS = ("mamba-seq", "transformers", "mamba-ssm")
 PICKLED_FILE = "pytorch_model.bin"
@@ -70,11 +70,11 @@ def load_foreign(folder: Path, kind: str, name: str, unpickle: bool = False) -> 
     return model, fit_weights(model, own_names(tensors, names, config.tie_embeddings, source), source, names)
 
 
-def export_hf(model: "LanguageModel", folder: str | Path, dtype: torch.dtype | None = None) -> Path:
+def export_hf(model: "Model", folder: str | Path, dtype: torch.dtype | None = None) -> Path:
     """Write a language model as a folder that `transformers.MambaForCausalLM.from_pretrained` loads.
 
     Args:
-        model: with RMSNorm, which is the only normalisation there.
+        model: a `LanguageModel` with RMSNorm, which is the only normalisation there.
         folder: made if it is not there; gets config.json and model.safetensors, each whole or not at all.
         dtype: type of the stored weights, A_log, D and dt_bias excepted, which stay float32; None keeps each as it is.
 
@@ -87,7 +87,7 @@ def export_hf(model: "LanguageModel", folder: str | Path, dtype: torch.dtype | N
     """
     from safetensors.torch import save
 
-    fields = to_transformers(_language_model(model).config)
+    fields = to_transformers(_language_model(model, "transformers").config)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / WEIGHTS_FILE, save(_foreign_weights(model, "transformers", dtype), metadata={"format": "pt"}))
@@ -95,11 +95,11 @@ def export_hf(model: "LanguageModel", folder: str | Path, dtype: torch.dtype | N
     return folder
 
 
-def export_mamba_ssm(model: "LanguageModel", folder: str | Path, dtype: torch.dtype | None = None) -> Path:
+def export_mamba_ssm(model: "Model", folder: str | Path, dtype: torch.dtype | None = None) -> Path:
     """Write a language model as a folder that mamba_ssm's `MambaLMHeadModel.from_pretrained` loads.
 
     Args:
-        model: with norm_eps 1e-5, for which that package's config has no field.
+        model: a `LanguageModel` with norm_eps 1e-5, for which that package's config has no field.
         folder: made if it is not there; gets config.json and pytorch_model.bin, each whole or not at all.
         dtype: as for `export_hf`.
 
@@ -109,7 +109,7 @@ def export_mamba_ssm(model: "LanguageModel", folder: str | Path, dtype: torch.dt
     Raises:
         ModelError: when mamba_ssm has no such model.
     """
-    fields = to_mamba_ssm(_language_model(model).config)
+    fields = to_mamba_ssm(_language_model(model, "mamba-ssm").config)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = _foreign_weights(model, "mamba-ssm", dtype)
@@ -122,13 +122,18 @@ def export_mamba_ssm(model: "LanguageModel", folder: str | Path, dtype: torch.dt
     return folder
 
 
-def _language_model(model: "LanguageModel") -> "LanguageModel":
-    if model.config.task != "language-model":
-        raise ModelError(f"the model is a {model.config.task}, expected a language-model: the others have no other")
+def _language_model(model: "Model", kind: str) -> "LanguageModel":
+    from mamba_seq.heads import LanguageModel
+
+    if not isinstance(model, LanguageModel):
+        raise ModelError(
+            f"the model is a {model.config.task}, expected a language-model: {kind} has no other Mamba models; keep it "
+            "as a mamba-seq folder"
+        )
     return model
 
 
-def _foreign_weights(model: "LanguageModel", kind: str, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+def _foreign_weights(model: "Model", kind: str, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
     """Return the weights under the names and in the shapes of `kind`."""
     tensors = {}
     for name, tensor in model.state_dict().items():

@@ -1,7 +1,5 @@
 """`mamba-seq zoo`: the models that come with the package."""
 
-import shutil
-import tempfile
 from pathlib import Path
 
 import click
@@ -16,17 +14,17 @@ def zoo() -> None:
 
 @zoo.command("list")
 def list_models() -> None:
-    """List the models: name, number of classes, context, and size on disk."""
+    """List the models: name, task, number of labels (classes, targets or symbols), context, and size on disk."""
     from mamba_seq import models_zoo
     from mamba_seq.config import ModelConfig
 
-    click.echo("name\ttask\tclasses\tcontext\tmegabytes")
+    click.echo("name\ttask\tlabels\tcontext\tmegabytes")
     for name in models_zoo.names():
         folder = models_zoo.path(name)
         config = ModelConfig.from_json_file(folder / "config.json")
         size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
-        classes = len(config.labels) or "NA"
-        click.echo(f"{name}\t{config.task}\t{classes}\t{config.context or 'NA'}\t{size:.1f}")
+        labels = len(config.labels) or "NA"
+        click.echo(f"{name}\t{config.task}\t{labels}\t{config.context or 'NA'}\t{size:.1f}")
 
 
 @zoo.command()
@@ -51,17 +49,13 @@ def show(name: str, as_json: bool) -> None:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 def export(name: str, folder: Path) -> None:
     """Copy a model into the folder DIR, which must be empty or new, to share or fine-tune it."""
-    from mamba_seq.pipelines.errors import OutputError
+    import shutil
+
+    from mamba_seq.pipelines.output import new_folder
 
     source = _folder(name)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        what = "is not empty" if folder.is_dir() else "is a file"
-        raise OutputError(f"cannot export to {folder}: it {what}, expected a new or empty folder")
-    target = folder.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name[:60]}.", suffix=".part") as beside:
-        copy = Path(shutil.copytree(source, Path(beside) / "model"))
-        copy.replace(target)
+    with new_folder(folder) as copy:
+        shutil.copytree(source, copy)
     click.echo(folder)
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,21 +19,16 @@ from mamba_seq.kernels import (
     time_invariant_scan,
 )
 from mamba_seq.kernels._dispatch import implementation
-from tests.kernels.compare import Tolerance, assert_close, one_thread
+from tests.kernels.compare import Tolerance, assert_close
 from tests.kernels.test_cpu_contract import boundaries, draw
 
 OPERATORS = torch.ops.mamba_seq
-pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp2:RuntimeWarning")  # in Triton's interpreter
+pytestmark = [
+    pytest.mark.usefixtures("_nothing_compiled"),
+    pytest.mark.filterwarnings("ignore:overflow encountered in exp2:RuntimeWarning"),  # in Triton's interpreter
+]
 
 Arguments = dict[str, Any]
-
-
-@pytest.fixture(autouse=True)
-def _nothing_compiled() -> Iterator[None]:
-    torch._dynamo.reset()
-    with one_thread():
-        yield
-    torch._dynamo.reset()
 
 
 def scan_arguments(L: int, cut: list[int] | None = None, double: bool = False, **kind: Any) -> Arguments:

@@ -1,6 +1,6 @@
 """Models under torch.compile: one graph, forward and backward, for any length, and chunk after chunk."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,17 +8,10 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from mamba_seq import Backbone, LanguageModel, Mamba, MambaConfig, ModelConfig, SequenceClassifier
-from tests.kernels.compare import one_thread
+
+pytestmark = pytest.mark.usefixtures("_nothing_compiled")
 
 CONFIG = MambaConfig(d_model=16, n_layer=1, d_state=4)
-
-
-@pytest.fixture(autouse=True)
-def _nothing_compiled() -> Iterator[None]:
-    torch._dynamo.reset()
-    with one_thread():
-        yield
-    torch._dynamo.reset()
 
 
 def classifier() -> nn.Module:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import mamba_seq
 from mamba_seq.config import SSM_KINDS
 from mamba_seq.heads import MODELS
 from tests.kernels.compare import relative_error
@@ -36,3 +37,9 @@ def test_tables_name_every_task_and_kind() -> None:
     rows = re.findall(r"^\| `([\w-]+)` \| (?:`(\w+)`)?", TEXT, flags=re.MULTILINE)
     assert {task: model for task, model in rows if model} == {task: model.__name__ for task, model in MODELS.items()}
     assert tuple(name for name, model in rows if not model) == SSM_KINDS
+
+
+@pytest.mark.parametrize("name", [name for name in mamba_seq.__all__ if name != "__version__"])
+def test_public_names_are_in_the_document_and_have_a_docstring(name: str) -> None:
+    assert re.search(rf"\b{name}\b", TEXT)
+    assert getattr(mamba_seq, name).__doc__

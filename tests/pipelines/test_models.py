@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from mamba_seq import MambaConfig, ModelConfig, SequenceClassifier, __version__, models_zoo
 from mamba_seq.errors import ModelError, UnknownModelError
+from mamba_seq.heads import MODELS
 from mamba_seq.pipelines import evidence
 from mamba_seq.pipelines.models import load_model
 
@@ -99,19 +101,48 @@ def test_broken_folder(saved: Path, tmp_path: Path, run: Any, changes: dict[str,
     assert result.err.count("\n") == 1
 
 
-def test_language_model_is_not_a_classifier(tmp_path: Path) -> None:
-    from mamba_seq import LanguageModel
+def save(task: str, folder: Path, **fields: Any) -> Path:
+    """Save a model of a task that nobody trained."""
+    labels = [] if task == "language-model" else LABELS
+    config = ModelConfig(
+        **{"task": task, "backbone": MambaConfig(d_model=8, n_layer=1), "labels": labels, "alphabet": "dna", **fields}
+    )
+    return MODELS[task](config).save_pretrained(folder)
 
-    config = ModelConfig(task="language-model", backbone=MambaConfig(d_model=8, n_layer=1), vocab_size=5)
-    LanguageModel(config).save_pretrained(tmp_path / "lm")
-    with pytest.raises(ModelError, match="is a language-model, expected sequence-classification"):
-        load_model(str(tmp_path / "lm"), "cpu")
+
+@pytest.mark.parametrize("task", [task for task in MODELS if task != "sequence-classification"])
+def test_models_of_other_tasks_do_not_classify(run: Any, zoo: Path, tmp_path: Path, task: str) -> None:
+    folder = save(task, zoo / "tiny.other", vocab_size=5, context=100)
+    words = f"is a {task}, expected sequence-classification; choose another -m (the zoo holds "
+    with pytest.raises(ModelError, match=re.escape(words)):
+        load_model(str(folder), "cpu")
+    (tmp_path / "in.fa").write_text(">a\nACGT\n")
+    result = run("classify", tmp_path / "in.fa", "-m", "tiny.other")
+    assert (result.code, result.out) == (1, "")
+    assert words in result.err
+    labels = "NA" if task == "language-model" else "2"
+    assert f"tiny.other\t{task}\t{labels}\t100\t" in run("zoo", "list").out
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"input_features": 3}, "reads numbers (3 at every position), expected 'dna'"),
+        ({"vocab_size": 4}, "reads 4 tokens, not the 5 of DNA (ACGTN), expected 'dna'"),
+        ({"vocab_size": 5, "alphabet": None}, "reads the alphabet None, expected 'dna'"),
+    ],
+    ids=["numbers", "other-size", "no-alphabet"],
+)
+def test_models_of_other_input_do_not_classify(tmp_path: Path, fields: dict[str, Any], words: str) -> None:
+    folder = save("sequence-classification", tmp_path / "model", **fields)
+    with pytest.raises(ModelError, match=re.escape(words) + "; choose another -m"):
+        load_model(str(folder), "cpu")
 
 
 def test_list_show_and_export(run: Any, zoo: Path, tmp_path: Path) -> None:
     listed = run("zoo", "list")
     assert [line.split("\t")[:4] for line in listed.out.splitlines()] == [
-        ["name", "task", "classes", "context"],
+        ["name", "task", "labels", "context"],
         ["tiny.one", "sequence-classification", "2", "100"],
         ["tiny.two", "sequence-classification", "2", "100"],
     ]
