@@ -124,7 +124,7 @@ def powers(log_decay: Tensor, exponents: Tensor) -> Tensor:
 
 
 def real_matmul(rows: Tensor, columns: Tensor) -> Tensor:
-    """Multiply (D, M, N) by (D, N, T); of a complex product 2 Re, computed without the imaginary part."""
+    """Multiply (D, rows, N) by (D, N, T); of a complex product 2 Re, computed without the imaginary part."""
     if not rows.is_complex():
         return rows @ columns
     return 2 * (torch.cat([rows.real, -rows.imag], dim=-1) @ torch.cat([columns.real, columns.imag], dim=-2))
