@@ -144,7 +144,8 @@ def kept_shapes(u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor |
         return []
     batch, length, channels = u.shape
     parts = (2,) if A.is_complex() else ()
-    return [(*plan(u.shape, u.device, None).places_kept(batch, length), *parts, A.shape[1], channels)]
+    # not from a plan, whose choices between lengths would be conditions of a compiled program
+    return [(batch, triton.cdiv(length, kept_every()), *parts, A.shape[1], channels)]
 
 
 def selective_state_update(
@@ -229,13 +230,20 @@ class Plan(NamedTuple):
 
     def put_before(self, states: Tensor, values: Tensor | None) -> None:
         """Set what holds before the first step of every sequence; None for zero."""
-        place = (slice(None), 0) if self.packing is None else (0, self._first_places(self.packing))
-        states[place] = 0.0 if values is None else values
+        self._put(states, 0, None if self.packing is None else self._first_places(self.packing), values)
 
     def put_after(self, states: Tensor, values: Tensor | None) -> None:
         """Set what holds after the last step of every sequence; None for zero."""
-        place = (slice(None), -1) if self.packing is None else (0, self._last_places(self.packing))
-        states[place] = 0.0 if values is None else values
+        self._put(states, -1, None if self.packing is None else self._last_places(self.packing), values)
+
+    @staticmethod
+    def _put(states: Tensor, slot: int, places: Tensor | None, values: Tensor | None) -> None:
+        if places is None:
+            states[:, slot] = 0.0 if values is None else values
+        elif values is None:
+            states[0].index_fill_(0, places, 0.0)  # a number put at an index would be copied to the device, waiting
+        else:
+            states[0, places] = values
 
     @staticmethod
     def _first_places(packing: Packing) -> Tensor:
@@ -254,15 +262,20 @@ def plan(shape: torch.Size, device: torch.device, cu_seqlens: Tensor | None = No
     B, L, D = shape
     sequences = B * triton.cdiv(D, BLOCK_D)
     multiprocessors = multiprocessor_count(device)
-    kept_every, longest = (16, 32) if triton_interpreted() else (KEPT_EVERY, 2048)
+    every, longest = kept_every(), 32 if triton_interpreted() else 2048
     # with 9 warps or more on every multiprocessor the exponentials of one pass already keep it busy
-    if sequences >= 9 * multiprocessors or kept_every >= L:
+    if sequences >= 9 * multiprocessors or every >= L:
         chunk = L
     else:
         wanted = sequences * L // (48 * multiprocessors)
-        chunk = min(max(2 ** (max(wanted, 1).bit_length() - 1), kept_every), longest)
+        chunk = min(max(2 ** (max(wanted, 1).bit_length() - 1), every), longest)
     packing = None if cu_seqlens is None else Packing.cut(cu_seqlens, L, chunk)
-    return Plan(chunk, triton.cdiv(L, chunk), kept_every, packing)
+    return Plan(chunk, triton.cdiv(L, chunk), every, packing)
+
+
+def kept_every() -> int:
+    """Return the number of time steps between the states that are kept for the backward pass."""
+    return 16 if triton_interpreted() else KEPT_EVERY
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 import itertools
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -223,10 +223,9 @@ def test_triton_gpu(case: ConvCase) -> None:
 
 
 @pytest.mark.gpu
-def test_more_than_2_to_the_31_elements_gpu() -> None:
+def test_more_than_2_to_the_31_elements_gpu(needs_gpu_memory: Callable[[int], None]) -> None:
     """Offsets need 64 bits: the end of a huge input equals the same steps run on their own."""
-    if torch.cuda.get_device_properties(0).total_memory < 40 * 2**30:
-        pytest.skip("needs 40 GiB of GPU memory")
+    needs_gpu_memory(10)
     D, tail = 64, 1025
     L = 2**31 // D + tail
     x = torch.randn((1, L, D), device="cuda", dtype=torch.bfloat16)

@@ -3,6 +3,8 @@
 The backward tests run the forward pass of every case too; here are the passes that keep nothing for a backward.
 """
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -89,10 +91,9 @@ def test_half_a_batch_padded(backend: str) -> None:
 
 
 @pytest.mark.gpu
-def test_more_than_2_to_the_31_elements_gpu() -> None:
+def test_more_than_2_to_the_31_elements_gpu(needs_gpu_memory: Callable[[int], None]) -> None:
     """Offsets need 64 bits: the end of a huge input equals the same steps run on their own from the state before."""
-    if torch.cuda.get_device_properties(0).total_memory < 40 * 2**30:
-        pytest.skip("needs 40 GiB of GPU memory")
+    needs_gpu_memory(18)
     D, N, tail = 64, 1, 1025
     L = 2**31 // D + tail
     generator = torch.Generator("cuda").manual_seed(0)

@@ -189,25 +189,28 @@ def test_twice_the_same_to_the_bit_gpu(complex_A: bool) -> None:
 
 
 @pytest.mark.gpu
-def test_packed_sequences_wait_for_nothing_gpu() -> None:
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature:UserWarning")
+@pytest.mark.parametrize("begun", [False, True], ids=["from-the-start", "from-a-state"])
+@pytest.mark.parametrize("bounds", ["ones", "odd"])  # one chunk, and several
+def test_packed_sequences_wait_for_nothing_gpu(bounds: str, begun: bool) -> None:
     """Behind the check of the boundaries nobody looks at them from the host, forward or backward."""
-    cut = BOUNDS["odd"]
+    cut = BOUNDS[bounds]
     given = {name: t.cuda() for name, t in draw(cut[-1], batch=1, sequences=len(cut) - 1).items()}
     packed = boundaries(cut).cuda()
     names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
-    arguments: list[Any] = [*(given[name] for name in names), True, given["initial_state"]]
+    arguments: list[Any] = [*(given[name] for name in names), True, given["initial_state"] if begun else None]
     scan, conv = implementation("selective_scan", "triton"), implementation("causal_conv1d", "triton")
     x, weight = given["u"], torch.randn(given["u"].shape[2], 4, device="cuda")
 
     def everything() -> list[Tensor]:
         y, state, saved = scan.forward(*arguments, keep_for_backward=True, cu_seqlens=packed)
-        gradients = scan.backward(y, state, saved, *arguments, cu_seqlens=packed)
+        gradients = scan.backward(y, state if begun else None, saved, *arguments, cu_seqlens=packed)[: 8 + begun]
         convolved = conv.forward(x, weight, None, "silu", None, cu_seqlens=packed)
         return [*gradients, *conv.backward(convolved, x, weight, None, "silu", None, cu_seqlens=packed)[:2]]
 
     want = everything()  # also compiles
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         got = everything()
     finally:
         torch.cuda.set_sync_debug_mode("default")
