@@ -258,6 +258,12 @@ def test_complex_steps(kind: str, dtype: str) -> None:
     check_step(kind, dtype, complex_A=True)
 
 
+def test_long_complex_memory() -> None:
+    """A decay a little too short at every step would be far too short after 1,192."""
+    with one_thread():
+        check_scan(draw(1192, 18, 3, batch=1, constant="C", complex_A=True), "fp32", "cpu")
+
+
 def test_fast_turns() -> None:
     check_fast_turns("cpu", 63)
 
