@@ -25,6 +25,12 @@ def triton_interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") not in ("0", "")
 
 
+@functools.cache  # asked at every call
+def multiprocessor_count(device: torch.device) -> int:
+    """Return how many multiprocessors a device has; the interpreter counts as one."""
+    return 1 if device.type != "cuda" else torch.cuda.get_device_properties(device).multi_processor_count
+
+
 @functools.cache
 def _installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None

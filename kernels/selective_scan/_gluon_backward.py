@@ -85,7 +85,7 @@ def adjoint_chunks(
     d = block * BLOCK_D + gl.arange(0, BLOCK_D, layout=over_d)
     n = gl.arange(0, N, layout=over_n)
     state_at = d[:, None] * N + n[None, :]
-    inside = (d < channels)[:, None] & (n < N)[None, :]
+    inside = (d < channels)[:, None]
     a2 = gl.load(A + state_at, mask=inside, other=0.0) * LOG2E
     carry = gl.zeros([BLOCK_D, N], gl.float32, layout=tile)
     total = gl.zeros([BLOCK_D], gl.float32, layout=over_d)
@@ -116,7 +116,7 @@ def adjoint_chunks(
             gate = gl.load(z + at[:, None] * z_row + d_row[None, :], mask=here, other=0.0).to(gl.float32)
             g *= gate * sigmoid(gate)
         at_pro = first.to(gl.int64) + t_pro
-        here_pro = (at_pro < end)[:, None] & (n_pro < N)[None, :]
+        here_pro = (at_pro < end)[:, None]
         c_rows = gl.load(C + at_pro[:, None] * C_row + n_pro[None, :], mask=here_pro, other=0.0)
         dt = raw.to(gl.float32) + step_bias
         if SOFTPLUS:
@@ -125,7 +125,7 @@ def adjoint_chunks(
         gl.thread_barrier()
         fill(dt_tile, dt)
         fill(g_tile, g)
-        fill(C_tile, c_rows.to(gl.float32))
+        fill(C_tile, c_rows)
         gl.thread_barrier()
         for back in range(0, T, STEPS):
             for i in gl.static_range(STEPS):
@@ -210,7 +210,7 @@ def gradients(
     n = gl.arange(0, N, layout=over_n)
     state_at = d[:, None] * N + n[None, :]
     d_inside = d < channels
-    inside = d_inside[:, None] & (n < N)[None, :]
+    inside = d_inside[:, None]
     a2 = gl.load(A + state_at, mask=inside, other=0.0) * LOG2E
     skip = gl.load(D + d, mask=d_inside, other=0.0)
     carry = gl.load(adjoints + (batch * (n_chunks + 1) + c + 1) * channels * N + state_at, mask=inside, other=0.0)
@@ -253,7 +253,7 @@ def gradients(
         x = gl.load(u + at[:, None] * u_row + d_row[None, :], mask=here, other=0.0).to(gl.float32)
         g = gl.load(dy + at[:, None] * dy_row + d_row[None, :], mask=here, other=0.0).to(gl.float32)
         at_pro = first.to(gl.int64) + t_pro
-        here_pro = (at_pro < end)[:, None] & (n_pro < N)[None, :]
+        here_pro = (at_pro < end)[:, None]
         b_rows = gl.load(B + at_pro[:, None] * B_row + n_pro[None, :], mask=here_pro, other=0.0)
         c_rows = gl.load(C + at_pro[:, None] * C_row + n_pro[None, :], mask=here_pro, other=0.0)
         if HAS_Z:
@@ -273,8 +273,8 @@ def gradients(
             fill(w_tile, g * s * (1.0 + gate * (1.0 - s)))
             g *= gate * s
         fill(g_tile, g)
-        fill(B_tile, b_rows.to(gl.float32))
-        fill(C_tile, c_rows.to(gl.float32))
+        fill(B_tile, b_rows)
+        fill(C_tile, c_rows)
         gl.thread_barrier()
 
         # states before groups 1 to the last but one go to shared memory; that before the first is `kept`'s, and that
@@ -383,7 +383,7 @@ def store_sums(
     which = row // SHARERS  # 2 (GROUP - 1 - step) + (0 for dB, 1 for dC)
     step = first + GROUP - 1 - which // 2
     at = dBC + (step.to(gl.int64) * 2 + which % 2)[:, None] * N + n[None, :]
-    gl.store(at, left[0], mask=((row % SHARERS == 0) & (step < end))[:, None] & (n < N)[None, :])
+    gl.store(at, left[0], mask=((row % SHARERS == 0) & (step < end))[:, None])
 
 
 @triton.jit(do_not_specialize=["size"])

@@ -101,8 +101,7 @@ def scan_chunks(
     d = d_first + gl.arange(0, BLOCK_D, layout=over_d)
     n = gl.arange(0, N, layout=over_n)
     state_at = d[:, None] * N + n[None, :]
-    d_inside = (d < channels)[:, None]
-    inside = d_inside & (n < N)[None, :]
+    inside = (d < channels)[:, None]
     a2 = gl.load(A + state_at, mask=inside, other=0.0) * LOG2E
     slot = (batch * (n_chunks + 1) + c) * channels * N
     if OUTPUTS or KEEP:
@@ -147,7 +146,7 @@ def scan_chunks(
     first = start
     row = start.to(gl.int64)
     here = (first + t_row < end)[:, None] & d_in[None, :]
-    here_pro = (first + t_pro < end)[:, None] & (n_pro < N)[None, :]
+    here_pro = (first + t_pro < end)[:, None]
     raw = gl.load(delta + row * delta_row, mask=here, other=0.0)
     x_raw = gl.load(u + row * u_row, mask=here, other=0.0)
     b_rows = gl.load(B + row * B_row, mask=here_pro, other=0.0)
@@ -168,9 +167,9 @@ def scan_chunks(
         gl.thread_barrier()  # the tile before has been read
         fill(dt_tile, dt)
         fill(v_tile, dt * x)
-        fill(B_tile, b_rows.to(gl.float32))
+        fill(B_tile, b_rows)
         if OUTPUTS:
-            fill(C_tile, c_rows.to(gl.float32))
+            fill(C_tile, c_rows)
             if HAS_Z:
                 gate = z_raw.to(gl.float32)
                 gate = gate * sigmoid(gate)
@@ -182,7 +181,7 @@ def scan_chunks(
         # the next tile is on its way while the recurrence runs through this one
         row = first.to(gl.int64) + T
         here = (first + T + t_row < end)[:, None] & d_in[None, :]
-        here_pro = (first + T + t_pro < end)[:, None] & (n_pro < N)[None, :]
+        here_pro = (first + T + t_pro < end)[:, None]
         raw = gl.load(delta + row * delta_row, mask=here, other=0.0)
         x_raw = gl.load(u + row * u_row, mask=here, other=0.0)
         b_rows = gl.load(B + row * B_row, mask=here_pro, other=0.0)

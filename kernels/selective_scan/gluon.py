@@ -7,7 +7,7 @@ shared memory, that Triton's interpreter can run. `_gluon_forward.py` and `_gluo
 The launch settings are measured ones (benchmarks/README.md has the commands), there is no search in front of a user.
 
 States are kept for the backward pass at every tile of its kernel if they are few, else more sparsely, and the backward
-pass first fills in those between: 4 bytes an element of u against a twelfth of the time.
+pass first fills in those between: 4 bytes an element of u against one more pass of exponentials.
 """
 
 import functools
@@ -17,6 +17,7 @@ import torch
 import triton
 from torch import Tensor
 
+from mamba_seq.kernels._dispatch import multiprocessor_count
 from mamba_seq.kernels.selective_scan import _gluon_backward, _gluon_forward
 
 TILE = 16  # steps of a tile; the backward pass starts each from a kept state
@@ -173,12 +174,6 @@ def is_recent_nvidia(device: torch.device) -> bool:
     # a fake tensor may be on a GPU that is not there
     there = torch.cuda.is_available() and torch.version.hip is None
     return there and torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-@functools.cache
-def multiprocessor_count(device: torch.device) -> int:
-    """Return how many multiprocessors a GPU has."""
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def kept_every(u: Tensor, A: Tensor) -> int:

@@ -30,7 +30,7 @@ import torch
 import triton
 from torch import Tensor
 
-from mamba_seq.kernels._dispatch import triton_interpreted
+from mamba_seq.kernels._dispatch import multiprocessor_count, triton_interpreted
 from mamba_seq.kernels._packing import Packing
 from mamba_seq.kernels.selective_scan import _triton_backward, _triton_forward, _triton_step
 from mamba_seq.kernels.selective_scan.reference import is_constant
@@ -276,12 +276,6 @@ def plan(shape: torch.Size, device: torch.device, cu_seqlens: Tensor | None = No
 def kept_every() -> int:
     """Return the number of time steps between the states that are kept for the backward pass."""
     return 16 if triton_interpreted() else KEPT_EVERY
-
-
-@functools.cache
-def multiprocessor_count(device: torch.device) -> int:
-    """Return how many multiprocessors a device has; the interpreter counts as one."""
-    return 1 if device.type != "cuda" else torch.cuda.get_device_properties(device).multi_processor_count
 
 
 class Inputs(NamedTuple):
