@@ -9,9 +9,8 @@ tile was kept by the forward pass. Over a tile it
 3. takes the groups in reverse: recomputes a group's states and decays, holds both in registers, and runs the adjoint
    through them. So a decay is computed twice, not three times, and nothing leaves the chip.
 
-Sums over channels (dB, dC) are needed at every step. Lanes exchange halves: of the GROUP steps times {dB, dC}, half of
-the values move to one half of the lanes at each exchange, so that every lane adds up and stores something else at the
-end, and half as many values are left to exchange each time.
+Sums over channels (dB, dC) are needed at every step. Lanes leave their shares of a group in shared memory and each adds
+up a few columns of them, which takes half the instructions of exchanges between lanes.
 """
 # ruff: noqa: RUF005
 # mypy: ignore-errors
@@ -24,7 +23,6 @@ from triton.experimental.gluon import language as gl
 from mamba_seq.kernels.selective_scan._gluon_tiles import (
     LOG2E,
     SIZES,
-    exchange_halves,
     exp2,
     fill,
     load_layout,
@@ -32,10 +30,14 @@ from mamba_seq.kernels.selective_scan._gluon_tiles import (
     new_tile,
     sigmoid,
     softplus,
+    softplus_and_slope,
     state_layout,
 )
 
 LN2 = gl.constexpr(0.6931471805599453)
+SHARED_ROWS = gl.constexpr(
+    gl.SwizzledSharedLayout(4, 2, 4, [1, 0])
+)  # rows (..., N), by 16 bytes a lane without conflicts
 
 
 @gluon.jit(do_not_specialize=SIZES)
@@ -62,6 +64,7 @@ def adjoint_chunks(
     width,
     chunk,
     n_chunks,
+    batches,
     N: gl.constexpr,
     SOFTPLUS: gl.constexpr,
     HAS_Z: gl.constexpr,
@@ -72,7 +75,7 @@ def adjoint_chunks(
     STEPS: gl.constexpr,
     num_warps: gl.constexpr,
 ):
-    # adjoints (B, chunks + 1, D, N)[:, c] <- gradient of the state before chunk c, as far as it comes from the outputs
+    # adjoints (chunks + 1, B, D, N)[c] <- gradient of the state before chunk c, as far as it comes from the outputs
     # of this chunk; sums (B, chunks, D) <- sum of step sizes
     tile: gl.constexpr = state_layout(N, SD, SN, num_warps)
     over_d: gl.constexpr = gl.SliceLayout(1, tile)
@@ -137,7 +140,7 @@ def adjoint_chunks(
                 total += dt_now
         first -= T
 
-    gl.store(adjoints + (batch * (n_chunks + 1) + c) * channels * N + state_at, carry, mask=inside)
+    gl.store(adjoints + (c * batches + batch) * channels * N + state_at, carry, mask=inside)
     gl.store(sums + (batch * n_chunks + c) * channels + d, total, mask=d < channels)
 
 
@@ -158,9 +161,7 @@ def gradients(
     ddelta,
     dz,
     dBC,
-    dA,
-    dD,
-    dbias,
+    weights,
     dy_batch,
     dy_row,
     u_batch,
@@ -191,18 +192,16 @@ def gradients(
     STEPS: gl.constexpr,
     num_warps: gl.constexpr,
 ):
-    # from kept (B, ceil(L / T) + 1, D, N) and adjoints (B, chunks + 1, D, N)[:, c + 1]: du, ddelta, dz (B, L, D);
-    # partial sums dBC (D / 32, B, L, 2, N), dA (B chunks, D, N), dD and dbias (B chunks, D)
+    # from kept (ceil(L / T) + 1, B, D, N) and adjoints (chunks + 1, B, D, N)[c + 1]: du, ddelta, dz (B, L, D);
+    # partial sums dBC (D / 32, B, L, 2, N), and in one row of D (N + 2) an item and chunk dA (D, N), dD and dbias (D,)
     gl.static_assert(num_warps == 1)
     GROUP: gl.constexpr = STEPS
     GROUPS: gl.constexpr = T // GROUP
-    LN: gl.constexpr = N // SN
     tile: gl.constexpr = state_layout(N, SD, SN, num_warps)
     over_d: gl.constexpr = gl.SliceLayout(1, tile)
     over_n: gl.constexpr = gl.SliceLayout(0, tile)
     rows: gl.constexpr = load_layout(BLOCK_D, 8, num_warps)
     projections: gl.constexpr = load_layout(N, 4, num_warps)
-    shared_state: gl.constexpr = gl.SwizzledSharedLayout(4, 2, 4, [1, 0])
 
     block, c, batch, start, end = locate(channels, chunk, n_chunks, length, BLOCK_D)
 
@@ -213,7 +212,7 @@ def gradients(
     inside = d_inside[:, None]
     a2 = gl.load(A + state_at, mask=inside, other=0.0) * LOG2E
     skip = gl.load(D + d, mask=d_inside, other=0.0)
-    carry = gl.load(adjoints + (batch * (n_chunks + 1) + c + 1) * channels * N + state_at, mask=inside, other=0.0)
+    carry = gl.load(adjoints + ((c + 1) * batches + batch) * channels * N + state_at, mask=inside, other=0.0)
     dA_sum = gl.zeros([BLOCK_D, N], gl.float32, layout=tile)
     dD_sum = gl.zeros([BLOCK_D], gl.float32, layout=over_d)
     dbias_sum = gl.zeros([BLOCK_D], gl.float32, layout=over_d)
@@ -235,7 +234,8 @@ def gradients(
         w_tile = new_tile(T, BLOCK_D)
     if SOFTPLUS:
         s_tile = new_tile(T, BLOCK_D)
-    scratch = gl.allocate_shared_memory(gl.float32, [max(T // GROUP - 2, 1), BLOCK_D, N], shared_state)
+    scratch = gl.allocate_shared_memory(gl.float32, [max(T // GROUP - 2, 1), BLOCK_D, N], SHARED_ROWS)
+    sums_scratch = gl.allocate_shared_memory(gl.float32, [2 * GROUP * BLOCK_D // SD, N], SHARED_ROWS)
 
     dy += batch * dy_batch
     u += batch * u_batch
@@ -259,13 +259,13 @@ def gradients(
         if HAS_Z:
             gate = gl.load(z + at[:, None] * z_row + d_row[None, :], mask=here, other=0.0).to(gl.float32)
         out_tile = (batch * length + first) * channels  # the rest of an offset fits 32 bits
-        kept_here = kept + (batch * (gl.cdiv(length, T) + 1) + first // T) * channels * N + state_at
+        kept_here = kept + (first // T * batches + batch) * channels * N + state_at
         h = gl.load(kept_here, mask=inside, other=0.0)
         gl.thread_barrier()
         dt = raw.to(gl.float32) + step_bias
         if SOFTPLUS:
-            fill(s_tile, sigmoid(dt))
-            dt = softplus(dt)
+            dt, slope = softplus_and_slope(dt)
+            fill(s_tile, slope)
         fill(dt_tile, gl.where(here, dt, 0.0))
         fill(x_tile, x)
         if HAS_Z:
@@ -337,19 +337,19 @@ def gradients(
                 gl.store(ddelta + out_tile + out_at, d_dt.to(ddelta.dtype.element_ty), mask=here_now)
                 dD_sum += g_now * x_now
                 dbias_sum += gl.where(here_now, d_dt, 0.0)
-            store_sums(dBC, parts, first + k * GROUP, end, N, LN, GROUP, BLOCK_D, SD)
+            store_sums(dBC, parts, sums_scratch, first + k * GROUP, end, N, GROUP)
             if k > 1:
                 h = scratch.index(k - 2).load(tile)
             elif k == 1:
                 h = gl.load(kept_here, mask=inside, other=0.0)
         first -= T
 
-    part = batch * n_chunks + c
-    gl.store(dA + part * channels * N + state_at, dA_sum, mask=inside)
-    gl.store(dD + part * channels + d, dD_sum, mask=d_inside)
-    gl.store(dbias + part * channels + d, dbias_sum, mask=d_inside)
+    weights += (batch * n_chunks + c) * channels * (N + 2)
+    gl.store(weights + state_at, dA_sum, mask=inside)
+    gl.store(weights + channels * N + d, dD_sum, mask=d_inside)
+    gl.store(weights + channels * (N + 1) + d, dbias_sum, mask=d_inside)
     if n_chunks == 1:
-        gl.store(adjoints + batch * (n_chunks + 1) * channels * N + state_at, carry, mask=inside)
+        gl.store(adjoints + batch * channels * N + state_at, carry, mask=inside)
 
 
 @gluon.jit
@@ -362,28 +362,50 @@ def sum_in_lane(x, SD: gl.constexpr):
 
 
 @gluon.jit
-def store_sums(
-    dBC,
-    parts,
-    first,
-    end,
-    N: gl.constexpr,
-    LN: gl.constexpr,
-    GROUP: gl.constexpr,
-    BLOCK_D: gl.constexpr,
-    SD: gl.constexpr,
-):
-    # parts: of the steps first + GROUP - 1 down to first, a lane's share of dB and of dC (BLOCK_D / SD, N)
-    ROWS: gl.constexpr = BLOCK_D // SD  # lanes along the channels
-    row_layout: gl.constexpr = gl.SliceLayout(1, parts[0].type.layout)
-    row = gl.arange(0, ROWS, layout=row_layout)
-    n = gl.arange(0, N, layout=gl.SliceLayout(0, parts[0].type.layout))
-    SHARERS: gl.constexpr = max(ROWS // (2 * GROUP), 1)  # lanes that end with the same sum
-    left = exchange_halves(parts, row[:, None], LN, ROWS // 2, GROUP)
-    which = row // SHARERS  # 2 (GROUP - 1 - step) + (0 for dB, 1 for dC)
-    step = first + GROUP - 1 - which // 2
-    at = dBC + (step.to(gl.int64) * 2 + which % 2)[:, None] * N + n[None, :]
-    gl.store(at, left[0], mask=((row % SHARERS == 0) & (step < end))[:, None])
+def store_sums(dBC, parts, scratch, first, end, N: gl.constexpr, GROUP: gl.constexpr):
+    # parts: of the steps first + GROUP - 1 down to first, a lane's share of dB and of dC (BLOCK_D / SD, N). Through
+    # shared memory every lane gets some columns of some parts, and adds up all their rows
+    PARTS: gl.constexpr = 2 * GROUP
+    ROWS: gl.constexpr = parts[0].shape[0]
+    columns: gl.constexpr = gl.BlockedLayout([ROWS, PARTS * N // 32], [PARTS, 32 // PARTS], [1, 1], [1, 0])
+    scratch.store(stacked(parts, PARTS))  # one store: Triton puts a barrier in front of each
+    shares = scratch.load(columns)
+    totals = gl.sum(gl.reshape(shares, [PARTS, ROWS, N]), axis=1)
+    layout: gl.constexpr = totals.type.layout
+    part = gl.arange(0, PARTS, layout=gl.SliceLayout(1, layout))
+    n = gl.arange(0, N, layout=gl.SliceLayout(0, layout))
+    step = first + GROUP - 1 - part // 2
+    at = dBC + (step.to(gl.int64) * 2 + part % 2)[:, None] * N + n[None, :]
+    gl.store(at, totals, mask=(step < end)[:, None])
+
+
+@gluon.jit
+def stacked(parts, COUNT: gl.constexpr):
+    # COUNT tensors (R, N), a power of two, one above the other (COUNT R, N)
+    joined = joined_bits(parts, COUNT)
+    R: gl.constexpr = joined.shape[0]
+    N: gl.constexpr = joined.shape[1]
+    if COUNT == 2:
+        return gl.reshape(gl.permute(joined, [2, 0, 1]), [COUNT * R, N])
+    elif COUNT == 4:
+        return gl.reshape(gl.permute(joined, [2, 3, 0, 1]), [COUNT * R, N])
+    else:
+        gl.static_assert(COUNT == 8)
+        return gl.reshape(gl.permute(joined, [2, 3, 4, 0, 1]), [COUNT * R, N])
+
+
+@gluon.jit
+def joined_bits(parts, COUNT: gl.constexpr):
+    # a new last axis of 2 for every bit of a part's number, the last bit last
+    if COUNT == 1:
+        return parts[0]
+    else:
+        even = ()
+        odd = ()
+        for i in gl.static_range(0, COUNT, 2):
+            even = even + (parts[i],)
+            odd = odd + (parts[i + 1],)
+        return gl.join(joined_bits(even, COUNT // 2), joined_bits(odd, COUNT // 2))
 
 
 @triton.jit(do_not_specialize=["size"])

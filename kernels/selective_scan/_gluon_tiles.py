@@ -104,10 +104,24 @@ def sigmoid(x):
 def softplus(x):
     # as in _triton_math.py
     e = exp2(-gl.abs(x) * LOG2E)
-    s = e * reciprocal(2.0 + e)
+    return gl.maximum(x, 0.0) + log1p_of(e * reciprocal(2.0 + e))
+
+
+@gluon.jit
+def softplus_and_slope(x):
+    # softplus and its derivative, the sigmoid, for one exponential and one reciprocal
+    e = exp2(-gl.abs(x) * LOG2E)
+    r = reciprocal((1.0 + e) * (2.0 + e))
+    share = r * (2.0 + e)
+    return gl.maximum(x, 0.0) + log1p_of(e * (r * (1.0 + e))), gl.where(x < 0, e * share, share)
+
+
+@gluon.jit
+def log1p_of(s):
+    # log1p(e) for s = e / (2 + e)
     q = s * s
     p = 0.28191546 * q + 0.27957666
     p = p * q + 0.40025115
     p = p * q + 0.66666311
     p = p * q + 2.0
-    return gl.maximum(x, 0.0) + s * p
+    return s * p

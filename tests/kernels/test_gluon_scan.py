@@ -89,7 +89,7 @@ COMPILE = """
     from triton.experimental.gluon._runtime import GluonASTSource
     from mamba_seq.kernels.selective_scan import _gluon_backward, _gluon_forward, gluon
 
-    FLOAT32 = {"A", "D", "bias", "states", "sums", "kept", "adjoints", "dBC", "dA", "dD", "dbias"}
+    FLOAT32 = {"A", "D", "bias", "states", "sums", "kept", "adjoints", "dBC", "weights"}
     ACTIVATIONS = {"u", "delta", "B", "C", "z", "y", "dy", "du", "ddelta", "dz"}
     STRIDES = ("_batch", "_row", "_group", "channels", "width")
 
