@@ -10,6 +10,8 @@ A backend module (`cpu`, `triton`) offers functions without autograd:
         -> du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state; None where the input was None
     kept_shapes(u, A, B, C, cu_seqlens) -> the shapes of `saved`, told from the arguments' shapes alone. A module may
            lack it: in a compiled program its backward pass then runs the forward pass again
+    outputs_again(saved, u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> y once more, from the kept states; and
+    can_repeat(u, A, B, C, cu_seqlens) -> whether that is to be preferred to keeping y. A module may lack both
 
 `cu_seqlens` is given only where sequences are packed.
 
@@ -95,6 +97,32 @@ def run_backward(
         **_packed(cu_seqlens),
     )
     return [du, ddelta, dA, dB.view(B.shape), dC.view(C.shape), *(g for g in others if g is not None)]
+
+
+def can_repeat(u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None, backend: str) -> bool:
+    """Tell whether y is better made again from the states that `run` keeps than kept."""
+    tell = getattr(implementation("selective_scan", backend), "can_repeat", None)
+    return tell is not None and bool(tell(u, A, without_one_group(B), without_one_group(C), cu_seqlens))
+
+
+def repeat(
+    kept: list[Tensor],
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    backend: str,
+) -> Tensor:
+    """Return y of `run` once more, where `can_repeat`."""
+    module = implementation("selective_scan", backend)
+    B, C = without_one_group(B), without_one_group(C)
+    y: Tensor = module.outputs_again(tuple(kept), u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    return y
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, list[Tensor]]) -> None:

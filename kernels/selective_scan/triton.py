@@ -148,6 +148,37 @@ def kept_shapes(u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor |
     return [(batch, triton.cdiv(length, kept_every()), *parts, A.shape[1], channels)]
 
 
+def can_repeat(u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None) -> bool:
+    """Tell whether y is better made again than kept: where the kept states lie far apart.
+
+    States at every tile are more than y is, and only kept where they are few.
+    """
+    faster = faster_module(u, A, B, C, cu_seqlens)
+    return faster is not None and faster.kept_every(u, A) > faster.TILE
+
+
+def outputs_again(
+    saved: tuple[Tensor, ...],
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> Tensor:
+    """Return y (B, L, D) from the states that `forward` kept, all stretches between them at once."""
+    faster = faster_module(u, A, B, C)
+    assert faster is not None, "outputs are made again only where can_repeat says so"
+    inputs = faster.Inputs.prepare(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    y = u.new_empty(u.shape)
+    with torch.cuda.device_of(u):
+        faster.scan(inputs, faster.WIDE, faster.kept_every(u, A), saved[0], y=y)
+    return y
+
+
 def selective_state_update(
     state: Tensor,
     u: Tensor,
