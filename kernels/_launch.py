@@ -1,8 +1,8 @@
 """Launching a Triton kernel that was launched before, without what Triton does to find out that it was.
 
-At every call Triton looks at each argument, whether it is 1, divides by 16 or fits 32 bits, and finds the compiled kernel
-by that: some 80 microseconds of Python for forty arguments, where a kernel of a short sequence runs for ten. A
-`Launcher` finds it by the arguments themselves, and goes through Triton where they were not met before, and always
+At every call Triton looks at each argument, whether it is 1, divides by 16 or fits 32 bits, and finds the compiled
+kernel by that: some 80 microseconds of Python for forty arguments, where that of a short sequence runs for ten. A
+`Launcher` finds it by the arguments themselves, and goes through Triton where they were not met before, or always
 with a Triton that is newer than this code.
 """
 

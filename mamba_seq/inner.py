@@ -193,27 +193,39 @@ def differentiate(
     recurrence = (weights.D, z, weights.dt_bias, True)
 
     d_out_proj = d_out_bias = None
-    if dout is None:
-        dy = torch.zeros_like(u)
-    else:
-        if wanted.out_proj:
-            if y is None:
-                y = scan.repeat(states, u, delta, weights.A, B, C, *recurrence, backend)
-            d_out_proj = rows(dout).t() @ rows(y)
-        d_out_bias = rows(dout).sum(0) if wanted.out_bias else None
-        dy = dout.to(dtype) @ weights.out_proj.to(dtype)
-    del y
+    dy = torch.zeros_like(u) if dout is None else dout.to(dtype) @ weights.out_proj.to(dtype)
+    dxz = xz.new_empty(xz.shape)
+    dx = dxz[..., :width]
+    room = dxz[..., width:] if scan.writes_into(backend) else None
+    again = torch.empty_like(u) if y is None and dout is not None and wanted.out_proj else None
 
     found = scan.run_backward(
-        dy, dssm_state, states, u, delta, weights.A, B, C, *recurrence, layout.ssm_state, layout.cu_seqlens, backend
+        dy,
+        dssm_state,
+        states,
+        u,
+        delta,
+        weights.A,
+        B,
+        C,
+        *recurrence,
+        layout.ssm_state,
+        layout.cu_seqlens,
+        backend,
+        dz=room,
+        y=again,
     )
     du, ddelta, dA, dB, dC, dD, dz, ddt_bias = found[:8]
     dssm = found[8] if layout.ssm_state is not None else None
     del dy, delta, found
-    dxz = xz.new_empty(xz.shape)
-    dx = dxz[..., :width]
-    dxz[..., width:] = dz
+    if room is None:
+        dxz[..., width:] = dz
     del dz
+    y = again if y is None else y
+    if dout is not None:
+        d_out_proj = None if y is None or not wanted.out_proj else rows(dout).t() @ rows(y)
+        d_out_bias = rows(dout).sum(0) if wanted.out_bias else None
+    del y, again
 
     if layout.mask is not None:
         ddelta = ddelta.masked_fill_(~layout.mask[..., None], 0)

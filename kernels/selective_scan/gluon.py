@@ -48,7 +48,7 @@ class Launch(NamedTuple):
 WIDE = Launch(2, 8, 1, 4, None)  # fewest instructions a state
 NARROW = Launch(1, 4, 4, 4, None)  # four times as many warps, where batch and channels are few
 MIDDLE = Launch(1, 8, 2, 4, 128)
-GRADIENTS = Launch(2, 8, 1, 2, 224)
+GRADIENTS = Launch(2, 8, 1, 2, None)
 GRADIENTS_NARROW = Launch(1, 8, 1, 4, None)
 
 
@@ -74,13 +74,14 @@ def forward(
     delta_softplus: bool,
     initial_state: Tensor | None,
     keep_for_backward: bool,
+    sparse: bool = False,
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Run the scan as `function.py` says; saved are states (tiles or fewer, B, D, N)."""
+    """Run the scan as `function.py` says; saved are states (tiles or fewer, B, D, N), few of them if `sparse`."""
     inputs = Inputs.prepare(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     launch, chunk = plan_forward(u, A.shape[1])
     n_chunks = triton.cdiv(u.shape[1], chunk)
     y = u.new_empty(u.shape)
-    kept = new_kept(u, A, kept_every(u, A)) if keep_for_backward else None
+    kept = new_kept(u, A, kept_every(u, A, sparse)) if keep_for_backward else None
     with torch.cuda.device_of(u):
         if n_chunks > 1:
             states = between_chunks(inputs, n_chunks)
@@ -106,8 +107,13 @@ def backward(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     initial_state: Tensor | None,
+    dz: Tensor | None = None,
+    y: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients that `function.py` lists."""
+    """Return the gradients that `function.py` lists, that of z in `dz` (B, L, D) where it is given.
+
+    `y` (B, L, D) is filled with the outputs, once more.
+    """
     inputs = Inputs.prepare(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     dy = rows(dy)
     length = u.shape[1]
@@ -115,16 +121,19 @@ def backward(
     n_chunks = triton.cdiv(length, chunk)
     (kept,) = saved
     with torch.cuda.device_of(u):
-        if kept_every(u, A) > TILE:
+        every = spacing(kept, length)
+        if every > TILE:
             starts, kept = kept, new_kept(u, A, TILE)
-            scan(inputs, WIDE, kept_every(u, A), starts, kept=kept)
+            scan(inputs, WIDE, every, starts, y=y, kept=kept)
+        elif y is not None:
+            scan(inputs, WIDE, TILE, kept, y=y)
         if n_chunks > 1:
             adjoints = between_chunks(inputs, n_chunks)
             sums = summarise_adjoints(dy, inputs, chunk, adjoints)
             pass_states(adjoints, sums, inputs.A, dfinal_state, reverse=True)
         else:
             adjoints = around_chunk(inputs, 1, dfinal_state)
-        du, ddelta, dz, dB, dC, dA, dD, dbias = compute_gradients(dy, inputs, kept, adjoints, launch, chunk)
+        du, ddelta, dz, dB, dC, dA, dD, dbias = compute_gradients(dy, inputs, kept, adjoints, launch, chunk, dz)
     return (
         du,
         ddelta,
@@ -183,10 +192,10 @@ def is_recent_nvidia(device: torch.device) -> bool:
     return there and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def kept_every(u: Tensor, A: Tensor) -> int:
-    """Return the number of steps between the states that the forward pass keeps: it and the backward pass agree."""
+def kept_every(u: Tensor, A: Tensor, sparse: bool = False) -> int:
+    """Return the number of steps between the states that the forward pass keeps."""
     B, L, D = u.shape
-    return TILE if triton.cdiv(L, TILE) * B * D * A.shape[1] * 4 <= MOST_KEPT else SPARSE * TILE
+    return TILE if not sparse and triton.cdiv(L, TILE) * B * D * A.shape[1] * 4 <= MOST_KEPT else SPARSE * TILE
 
 
 class Inputs(NamedTuple):
@@ -308,7 +317,13 @@ def summarise_adjoints(dy: Tensor, inputs: Inputs, chunk: int, adjoints: Tensor)
 
 
 def compute_gradients(
-    dy: Tensor, inputs: Inputs, kept: Tensor, adjoints: Tensor, launch: Launch, chunk: int
+    dy: Tensor,
+    inputs: Inputs,
+    kept: Tensor,
+    adjoints: Tensor,
+    launch: Launch,
+    chunk: int,
+    dz: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Phase 3 of the backward pass, from the kept states and the gradient of the state after each chunk.
 
@@ -320,15 +335,19 @@ def compute_gradients(
     N, G = inputs.A.shape[1], inputs.B.shape[2]
     parts = B * triton.cdiv(L, chunk)
     blocks = triton.cdiv(D, block_of(launch, N))
-    du, ddelta, dz = u.new_empty(u.shape), u.new_empty(u.shape), None if inputs.z is None else u.new_empty(u.shape)
+    du, ddelta = u.new_empty(u.shape), u.new_empty(u.shape)
+    if inputs.z is not None and dz is None:
+        dz = u.new_empty(u.shape)
+    gate = du if dz is None else dz
     partials = adjoints.new_empty((blocks, B, L, 2, N))
     weights = adjoints.new_empty((parts, D * (N + 2)))
     GRADIENTS_OF_CHUNKS(
         inputs.programs(launch, chunk),
         dy, kept, adjoints, u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.gate, inputs.bias,
-        du, ddelta, du if dz is None else dz, partials, weights,
+        du, ddelta, gate, partials, weights,
         *dy.stride()[:2], *u.stride()[:2], *inputs.delta.stride()[:2], *inputs.gate.stride()[:2],
-        *inputs.B.stride()[:3], *inputs.C.stride()[:3], B, *inputs.sizes(chunk), **inputs.switches(launch),
+        *inputs.B.stride()[:3], *inputs.C.stride()[:3], *gate.stride()[:2], B, *inputs.sizes(chunk),
+        **inputs.switches(launch),
     )  # fmt: skip
     dB, dC = u.new_empty((B, L, G, N)), u.new_empty((B, L, G, N))
     SUM_PARTIALS(
