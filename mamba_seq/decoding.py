@@ -181,7 +181,8 @@ class Captured:
         self._graph = torch.cuda.CUDAGraph()
         if random is not None:
             self._graph.register_generator_state(random)
-        with torch.no_grad(), torch.cuda.device(device), without_cached_casts():
+        # a capture that fails leaves its stream the current one; the outer block puts the caller's back
+        with torch.no_grad(), torch.cuda.stream(torch.cuda.current_stream(device)), without_cached_casts():
             try:
                 stream.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(stream):

@@ -98,7 +98,8 @@ def block_step_reference(
 
 def widened(block: BlockWeights, real: torch.dtype) -> BlockWeights:
     """Return the weights in the computing type."""
-    return BlockWeights(**{name: None if t is None else t.to(real) for name, t in block._asdict().items()})
+    given = {name: t for name, t in block._asdict().items() if t is not None}
+    return block._replace(**{name: t.to(real) for name, t in given.items()})
 
 
 def normalised(x: Tensor, norm: str, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mamba_seq.kernels._dispatch import multiprocessor_count, triton_interpreted
-from mamba_seq.kernels.block_step import _triton_kernels
+from mamba_seq.kernels.block_step import _triton_kernels, _triton_tiles
 from mamba_seq.kernels.block_step.reference import BlockWeights, FinalNorm
 
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
@@ -28,7 +28,9 @@ class Launch(NamedTuple):
     """Channels of the scan a program, a power of two."""
     warps: int
     resident: bool
-    """One launch a stack, whose programs wait for each other; otherwise two a block."""
+    """One launch a stack, whose programs wait for each other; otherwise two a block, or three of tiles."""
+    rows: int = 1
+    """Sequences a group of programs; tiles of several are multiplied as such, and are at least 16."""
 
 
 def choose_launch(M: int, D: int, batch: int, device: torch.device) -> Launch:
@@ -169,7 +171,9 @@ class Prepared:
         out = torch.empty((self.batch, self.sizes["M"]), dtype=self.out_dtype, device=residual.device)
         weight, bias, final_eps = self.final_norm or (None, None, 0.0)
         with torch.cuda.device_of(residual):
-            if self.launch.resident:
+            if self.launch.rows > 1:
+                self._in_tiles(out, residual, weight, bias, final_eps)
+            elif self.launch.resident:
                 _triton_kernels.stack[(self.batch * self.parts,)](
                     out, residual, self.table, self.projected, self.added, self.counters, weight, bias,
                     *residual.stride(), *self.conv_strides, *self.ssm_strides, self.eps, final_eps,
@@ -204,4 +208,52 @@ class Prepared:
             out, stream, self.table, self.added, weight, bias, self.layers, self.batch, final_eps, M=M,
             M_PADDED=self.cut["M_PADDED"], PARTS=self.parts, PARTS_PADDED=self.cut["PARTS_PADDED"],
             **self.types, **self.stream_type, **self.kind, **self.bias, **self.final, num_warps=warps,
+        )  # fmt: skip
+
+    def _in_tiles(
+        self, out: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, final_eps: float
+    ) -> None:
+        """Launch a kernel a stack, or three a block, of groups of programs that serve several sequences each."""
+        M, D = self.sizes["M"], self.sizes["D"]
+        rows, warps = self.launch.rows, self.launch.warps
+        stream = torch.empty((self.batch, M), dtype=torch.float32, device=residual.device)
+        stream.copy_(residual)
+        inner, gates = torch.empty((2, self.batch, D), dtype=torch.float32, device=residual.device)
+        smallest = 16  # of a product of tiles
+        group = {"PARTS": self.parts, "ROWS": rows}
+        width = max(smallest, triton.next_power_of_2(triton.cdiv(M, self.parts)))
+        state = {
+            "N_PADDED": max(smallest, self.cut["N_PADDED"]),
+            "R_PADDED": max(smallest, self.cut["R_PADDED"]),
+            "CHUNK": min(64, max(smallest, triton.next_power_of_2(D))),
+        }
+        padded = {"M_PADDED": max(smallest, self.cut["M_PADDED"])}
+        precision = {"PRECISION": "tf32x3"}
+        enter = {"M": M, "D": D, **padded, **group, **self.block, **self.types, **self.entry, **self.kind, **self.bias}
+        middle = {**self.sizes, **state, **group, **self.block, **self.types, **precision}
+        del middle["M"]
+        leave = {"M": M, "D": D, **group, "BLOCK_M": width, "CHUNK": state["CHUNK"], **self.types, **self.stream_type}
+        leave |= {**self.bias, **precision}
+        grid = (triton.cdiv(self.batch, rows) * self.parts,)
+        if self.launch.resident:
+            _triton_tiles.stack[grid](
+                stream, self.table, inner, gates, self.counters, self.batch, *self.conv_strides, *self.ssm_strides,
+                self.eps, LAYERS=self.layers, **(enter | middle | leave), num_warps=warps,
+                launch_cooperative_grid=True,
+            )  # fmt: skip
+        else:
+            for layer in range(self.layers):
+                _triton_tiles.enter[grid](
+                    stream, self.table, inner, gates, layer, self.batch, *self.conv_strides, self.eps,
+                    **enter, **precision, num_warps=warps,
+                )  # fmt: skip
+                _triton_tiles.middle[grid](
+                    self.table, inner, gates, layer, self.batch, *self.ssm_strides, **middle, num_warps=warps
+                )
+                _triton_tiles.leave[grid](stream, self.table, gates, layer, self.batch, **leave, num_warps=warps)
+        # nothing is left to add: no layer is named
+        _triton_kernels.end[(self.batch,)](
+            out, stream, self.table, self.added, weight, bias, 0, self.batch, final_eps, M=M,
+            M_PADDED=self.cut["M_PADDED"], PARTS=self.parts, PARTS_PADDED=self.cut["PARTS_PADDED"],
+            **self.types, **self.stream_type, **self.kind, **self.bias, **self.final, num_warps=4,
         )  # fmt: skip

@@ -121,6 +121,26 @@ def test_parts_of_any_size(channels: int) -> None:
         assert_close(results(got, step(got.residual)), want, TOLERANCES["fp32"])
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"M": 24, "N": 8, "batch": 3},
+        {"M": 36, "N": 16, "batch": 17, "norm": "layer", "bias": True, "layers": 1},
+        {"M": 100, "N": 24, "K": 2, "R": 5, "batch": 2, "conv_bias": False, "final": False, "layers": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_tiles_of_sequences(dtype: str, case: dict[str, Any]) -> None:
+    stack = draw(**case, dtype=DTYPES[dtype]).moved(TRITON)
+    want = truth(stack.moved(), 1)
+    for resident in (False,) if triton_interpreted() else (False, True):
+        got = stack.moved(TRITON)
+        launch = Launch(32, 4, resident, 16)
+        step = Prepared(got.residual, got.states, got.blocks, got.norm, 1e-5, got.final_norm, launch)
+        assert_close(results(got, step(got.residual)), want, TOLERANCES[dtype])
+
+
 def test_states_that_are_views_of_a_cache() -> None:
     stack = draw(batch=2).moved(TRITON)
     want = run(stack, "triton", 1)
