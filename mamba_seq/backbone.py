@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from mamba_seq.block import Mamba, MambaState
 from mamba_seq.cache_chunks import chunk_length
 from mamba_seq.config import MambaConfig
+from mamba_seq.fused_step import fused_step
 from mamba_seq.inner import Keep
 from mamba_seq.padding import at_least_float32, check_layout
 
@@ -169,6 +170,9 @@ class Backbone(nn.Module):
         """Advance every block one position, changing `state` in place; (B, d_model) to (B, d_model), no gradient."""
         self._check_state(state)
         residual = self._residual(hidden)
+        fused = fused_step(self, residual, state)
+        if fused is not None:
+            return fused
         for block, block_state in zip(self.blocks, state, strict=True):
             residual = block.step(residual, block_state)
         out: Tensor = self.norm(residual.to(self.norm.weight.dtype))
