@@ -65,11 +65,11 @@ def test_few_states_and_room_of_the_caller(B: int, L: int, D: int) -> None:
     assert saved[0].nbytes < y.nbytes or L < 128
     room, again = torch.full((B, L, 2 * D), 7.0, dtype=dy.dtype, device="cuda"), torch.full_like(y, float("nan"))
     got = plain.backward(dy, dstate, saved, *arguments, state, dz=room[..., D:], y=again)
-    assert torch.equal(again, y)
-    assert torch.equal(room[..., D:], want["dz"])
+    assert relative_error(again, y) < 8e-3  # sums over states in another order
+    assert torch.equal(room[..., D:], got[6])
     assert bool((room[..., :D] == 7).all())
     for name, gradient in zip(NAMES, got, strict=True):
-        assert torch.equal(gradient, want[name]), name
+        assert relative_error(gradient, want[name]) < 1e-3, name
 
 
 def draw(
@@ -146,6 +146,6 @@ def test_kernels_compile_for_a_gpu_that_is_not_here() -> None:
     assert ran.returncode == 0, ran.stderr[-2000:]
     kernels = json.loads(ran.stdout)
     for name, kernel in kernels.items():
-        assert kernel["shared"] <= 228 * 1024 // 8 - 1024, name  # eight programs a multiprocessor, with what each reserves
+        assert kernel["shared"] <= 228 * 1024 // 8 - 1024, name  # eight a multiprocessor, and what each reserves
         assert kernel["wide_loads"], name  # rows come in 16 bytes a lane
     assert kernels["summary"]["shared"] < kernels["outputs"]["shared"] < kernels["gradients"]["shared"]
