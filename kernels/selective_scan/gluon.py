@@ -14,11 +14,10 @@ import functools
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from mamba_seq.kernels._dispatch import multiprocessor_count
-from mamba_seq.kernels._launch import Launcher
+from mamba_seq.kernels._launch import Launcher, cdiv
 from mamba_seq.kernels.selective_scan import _gluon_backward, _gluon_forward
 
 TILE = 16  # steps of a tile; the backward pass starts each from a kept state
@@ -79,7 +78,7 @@ def forward(
     """Run the scan as `function.py` says; saved are states (tiles or fewer, B, D, N), few of them if `sparse`."""
     inputs = Inputs.prepare(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     launch, chunk = plan_forward(u, A.shape[1])
-    n_chunks = triton.cdiv(u.shape[1], chunk)
+    n_chunks = cdiv(u.shape[1], chunk)
     y = u.new_empty(u.shape)
     kept = new_kept(u, A, kept_every(u, A, sparse)) if keep_for_backward else None
     with torch.cuda.device_of(u):
@@ -118,7 +117,7 @@ def backward(
     dy = rows(dy)
     length = u.shape[1]
     launch, chunk = plan_backward(u, A.shape[1])
-    n_chunks = triton.cdiv(length, chunk)
+    n_chunks = cdiv(length, chunk)
     (kept,) = saved
     with torch.cuda.device_of(u):
         every = spacing(kept, length)
@@ -150,7 +149,7 @@ def backward(
 def kept_shapes(u: Tensor, A: Tensor) -> list[tuple[int, ...]]:
     """Return the shapes of what `forward` keeps: the state every few steps, and one more slot as states have."""
     B, L, D = u.shape
-    return [(triton.cdiv(L, kept_every(u, A)) + 1, B, D, A.shape[1])]
+    return [(cdiv(L, kept_every(u, A)) + 1, B, D, A.shape[1])]
 
 
 def plan_forward(u: Tensor, N: int) -> tuple[Launch, int]:
@@ -179,7 +178,7 @@ def plan_backward(u: Tensor, N: int) -> tuple[Launch, int]:
 def chunk_length(u: Tensor, N: int) -> int:
     """Return a length of chunks that gives every multiprocessor several rounds of warps, and few states to pass on."""
     B, L, D = u.shape
-    programs = B * triton.cdiv(D, 512 // N) * L
+    programs = B * cdiv(D, 512 // N) * L
     wanted = programs // (3 * WARPS * multiprocessor_count(u.device))
     return min(max(2 ** (max(wanted, 1).bit_length() - 1), 4 * TILE), 512)
 
@@ -195,7 +194,7 @@ def is_recent_nvidia(device: torch.device) -> bool:
 def kept_every(u: Tensor, A: Tensor, sparse: bool = False) -> int:
     """Return the number of steps between the states that the forward pass keeps."""
     B, L, D = u.shape
-    return TILE if not sparse and triton.cdiv(L, TILE) * B * D * A.shape[1] * 4 <= MOST_KEPT else SPARSE * TILE
+    return TILE if not sparse and cdiv(L, TILE) * B * D * A.shape[1] * 4 <= MOST_KEPT else SPARSE * TILE
 
 
 class Inputs(NamedTuple):
@@ -239,7 +238,7 @@ class Inputs(NamedTuple):
     def sizes(self, chunk: int) -> tuple[int, int, int, int, int]:
         """Return what kernels are told of the shape: length, channels, channels a group, chunk and their number."""
         _, L, D = self.u.shape
-        return L, D, D // self.B.shape[2], chunk, triton.cdiv(L, chunk)
+        return L, D, D // self.B.shape[2], chunk, cdiv(L, chunk)
 
     def switches(self, launch: Launch) -> dict[str, int | bool | None]:
         """Return the compile-time arguments that all kernels share."""
@@ -260,7 +259,7 @@ class Inputs(NamedTuple):
     def programs(self, launch: Launch, chunk: int) -> tuple[int]:
         """Return the grid: a program for every block of channels, chunk and item of the batch."""
         B, L, D = self.u.shape
-        return (B * triton.cdiv(L, chunk) * triton.cdiv(D, block_of(launch, self.A.shape[1])),)
+        return (B * cdiv(L, chunk) * cdiv(D, block_of(launch, self.A.shape[1])),)
 
 
 def scan(
@@ -273,7 +272,7 @@ def scan(
     u = inputs.u
     B, L, D = u.shape
     summary = y is None and kept is None
-    sums = inputs.A.new_empty((B, triton.cdiv(L, chunk), D) if summary else 0)
+    sums = inputs.A.new_empty((B, cdiv(L, chunk), D) if summary else 0)
     every = 0 if kept is None else spacing(kept, L)
     SCAN_CHUNKS(
         inputs.programs(launch, chunk),
@@ -294,7 +293,7 @@ def pass_states(states: Tensor, sums: Tensor, A: Tensor, initial: Tensor | None,
     slots, B, D, N = states.shape
     block = 128
     PASS_STATES(
-        (triton.cdiv(N * D, block) * B,),
+        (cdiv(N * D, block) * B,),
         states, sums, A, None if initial is None else initial.contiguous(), D, slots - 1, B,
         N=N, HAS_INITIAL=initial is not None, REVERSE=reverse, BLOCK=block, UNROLL=16, num_warps=4,
     )  # fmt: skip
@@ -306,7 +305,7 @@ def summarise_adjoints(dy: Tensor, inputs: Inputs, chunk: int, adjoints: Tensor)
     What each chunk's outputs add to the gradient of the state before it goes to adjoints[:-1] (chunks + 1, B, D, N).
     """
     B, L, D = dy.shape
-    sums = adjoints.new_empty((B, triton.cdiv(L, chunk), D))
+    sums = adjoints.new_empty((B, cdiv(L, chunk), D))
     ADJOINT_CHUNKS(
         inputs.programs(WIDE, chunk),
         dy, inputs.delta, inputs.A, inputs.C, inputs.gate, inputs.bias, adjoints, sums,
@@ -333,8 +332,8 @@ def compute_gradients(
     u = inputs.u
     B, L, D = u.shape
     N, G = inputs.A.shape[1], inputs.B.shape[2]
-    parts = B * triton.cdiv(L, chunk)
-    blocks = triton.cdiv(D, block_of(launch, N))
+    parts = B * cdiv(L, chunk)
+    blocks = cdiv(D, block_of(launch, N))
     du, ddelta = u.new_empty(u.shape), u.new_empty(u.shape)
     if inputs.z is not None and dz is None:
         dz = u.new_empty(u.shape)
@@ -351,7 +350,7 @@ def compute_gradients(
     )  # fmt: skip
     dB, dC = u.new_empty((B, L, G, N)), u.new_empty((B, L, G, N))
     SUM_PARTIALS(
-        (triton.cdiv(B * L * 2 * N, 1024), G),
+        (cdiv(B * L * 2 * N, 1024), G),
         dB, dC, partials, B * L * 2 * N, G * N, PARTS=blocks // G, N=N, BLOCK=1024, num_warps=4,
     )  # fmt: skip
     dA, dD, dbias = (weights[0] if parts == 1 else weights.sum(0)).split((D * N, D, D))
@@ -361,12 +360,12 @@ def compute_gradients(
 def new_kept(u: Tensor, A: Tensor, every: int) -> Tensor:
     """Return room for the state every `every` steps, and one more slot: as the states before chunks have."""
     B, L, D = u.shape
-    return A.new_empty((triton.cdiv(L, every) + 1, B, D, A.shape[1]))
+    return A.new_empty((cdiv(L, every) + 1, B, D, A.shape[1]))
 
 
 def spacing(kept: Tensor, length: int) -> int:
     """Return the number of steps between the states of `kept`."""
-    return TILE if len(kept) == triton.cdiv(length, TILE) + 1 else SPARSE * TILE
+    return TILE if len(kept) == cdiv(length, TILE) + 1 else SPARSE * TILE
 
 
 def between_chunks(inputs: Inputs, n_chunks: int) -> Tensor:

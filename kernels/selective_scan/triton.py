@@ -31,6 +31,7 @@ import triton
 from torch import Tensor
 
 from mamba_seq.kernels._dispatch import multiprocessor_count, triton_interpreted
+from mamba_seq.kernels._launch import cdiv
 from mamba_seq.kernels._packing import Packing
 from mamba_seq.kernels.selective_scan import _triton_backward, _triton_forward, _triton_step
 from mamba_seq.kernels.selective_scan.reference import is_constant
@@ -159,7 +160,7 @@ def kept_shapes(u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor |
     batch, length, channels = u.shape
     parts = (2,) if A.is_complex() else ()
     # not from a plan, whose choices between lengths would be conditions of a compiled program
-    return [(batch, triton.cdiv(length, kept_every()), *parts, A.shape[1], channels)]
+    return [(batch, cdiv(length, kept_every()), *parts, A.shape[1], channels)]
 
 
 def can_repeat(u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None, sparse: bool = False) -> bool:
@@ -196,7 +197,7 @@ def selective_state_update(
     y = u.new_empty((batch, channels))
     block = max(1, min(64, 1024 // triton.next_power_of_2(N)))
     with torch.cuda.device_of(u):
-        _triton_step.step[(triton.cdiv(channels, block) * batch,)](
+        _triton_step.step[(cdiv(channels, block) * batch,)](
             y, h, u, delta, A, B, C, contiguous(D), z, contiguous(delta_bias),
             *h.stride()[:3], *u.stride(), *delta.stride(), *A.stride()[:2], *B.stride()[:3], *C.stride()[:3],
             *((0, 0) if z is None else z.stride()), channels, channels // B.shape[1], channels // C.shape[1],
@@ -240,7 +241,7 @@ class Plan(NamedTuple):
     def places_kept(self, batch: int, length: int) -> tuple[int, int]:
         """Return the two sizes of what is kept every `kept_every` steps."""
         if self.packing is None:
-            return batch, triton.cdiv(length, self.kept_every)
+            return batch, cdiv(length, self.kept_every)
         return 1, length // self.kept_every + len(self.packing.pieces)
 
     def before(self, states: Tensor) -> Tensor:
@@ -283,7 +284,7 @@ def plan(shape: torch.Size, device: torch.device, cu_seqlens: Tensor | None = No
     How long packed sequences are, only the device knows: they get chunks as one sequence of their whole length would.
     """
     B, L, D = shape
-    sequences = B * triton.cdiv(D, BLOCK_D)
+    sequences = B * cdiv(D, BLOCK_D)
     multiprocessors = multiprocessor_count(device)
     every, longest = kept_every(), 32 if triton_interpreted() else 2048
     # with 9 warps or more on every multiprocessor the exponentials of one pass already keep it busy
@@ -293,7 +294,7 @@ def plan(shape: torch.Size, device: torch.device, cu_seqlens: Tensor | None = No
         wanted = sequences * L // (48 * multiprocessors)
         chunk = min(max(2 ** (max(wanted, 1).bit_length() - 1), every), longest)
     packing = None if cu_seqlens is None else Packing.cut(cu_seqlens, L, chunk)
-    return Plan(chunk, triton.cdiv(L, chunk), every, packing)
+    return Plan(chunk, cdiv(L, chunk), every, packing)
 
 
 def kept_every() -> int:
@@ -370,7 +371,7 @@ class Inputs(NamedTuple):
     @property
     def blocks(self) -> int:
         """Blocks of channels; none reaches over two groups."""
-        return self.groups * triton.cdiv(self.u.shape[2] // self.groups, BLOCK_D)
+        return self.groups * cdiv(self.u.shape[2] // self.groups, BLOCK_D)
 
     @property
     def plain(self) -> bool:
@@ -433,7 +434,7 @@ def pass_summaries(
     N, D = A.shape[-2:]
     block = 128
     sequences = batch if packing is None else packing.sequences
-    _triton_forward.pass_states[(triton.cdiv(N * D, block) * sequences,)](
+    _triton_forward.pass_states[(cdiv(N * D, block) * sequences,)](
         states, sums, A, initial, None if packing is None else packing.firsts, D, slots - 1,
         N=N, PARTS=A.dim() - 1, PACKED=packing is not None, HAS_INITIAL=initial is not None, REVERSE=reverse,
         BLOCK=block, UNROLL=16, num_warps=4,
@@ -577,7 +578,7 @@ def groups_first(x: Tensor) -> Tensor:
 
 def warps(states: int) -> int:
     """Return how many warps share the states of a block of channels: 32 states a lane fit in its registers."""
-    return min(triton.cdiv(triton.next_power_of_2(states), 32), 16)
+    return min(cdiv(triton.next_power_of_2(states), 32), 16)
 
 
 def registers(wanted: int | None, states: int) -> int | None:
