@@ -20,7 +20,7 @@ from mamba_seq.data_prep.errors import BadAudio, UnreadableFile
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".rf64", ".caf")
 BLOCK = 1 << 18  # frames that are decoded at a time: a file of hours and many channels is never in memory whole
 MARGIN = 256  # samples beyond either end of a stretch that its resampling hears
-MP3_RESERVOIR = 24 * 1152  # frames before an MP3's that may hold its bits: decoded from there, or it is silent
+MP3_RESERVOIR = 24 * 1152  # frames before a stretch of an MP3 that may hold its bits: without them it is silent
 SHORTFALL = 4608  # frames, four of MP3's blocks, by which a file may end before its header says
 
 
@@ -102,14 +102,13 @@ def _mono(file: soundfile.SoundFile, path: Path, first: int, last: int, sample_r
     rate = file.samplerate
     stream = None if rate == sample_rate else soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
     parts: list[Samples] = []
-    if first:
-        early = min(first, MP3_RESERVOIR) if file.format == "MP3" else 0
-        file.seek(first - early)
-        if early:
-            file.read(early, dtype="float32")  # in another type the decoder would begin anew
     at = first
     while at < last:
-        block = file.read(min(BLOCK, last - at), dtype="float32", always_2d=True)
+        # soundfile seeks after every read, and after a seek an MP3 lacks the bits that blocks before it hold
+        early = min(at, MP3_RESERVOIR) if file.format == "MP3" else 0
+        if file.tell() != at - early:
+            file.seek(at - early)
+        block = file.read(early + min(BLOCK, last - at), dtype="float32", always_2d=True)[early:]
         if not len(block):
             if last - at > SHORTFALL or not at - first:
                 raise BadAudio(f"{path} ends after {at} of {file.frames} frames; copy or download the file again")
