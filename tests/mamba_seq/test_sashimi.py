@@ -73,6 +73,22 @@ def test_forms_agree_in_single_precision(ssm: str, topology: str) -> None:
         assert relative_error(in_steps(model, x), whole) <= 1e-4
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("topology", ["unet", "sashimi"])
+@pytest.mark.parametrize("ssm", SSM_KINDS)
+def test_forms_agree_on_a_gpu(ssm: str, topology: str) -> None:
+    model = sashimi(ssm=ssm, topology=topology)
+    x = torch.randn(3, 1003, 6)
+    with torch.no_grad():
+        want = model.double()(x.double()).float()
+        model = model.float().cuda()
+        whole = model(x.cuda())
+        assert relative_error(whole, want) <= 1e-4
+        chunks, _ = in_chunks(model, x.cuda(), [17, 17, 1, 333])
+        assert relative_error(chunks, want) <= 1e-4
+        assert relative_error(in_steps(model, x.cuda()), want) <= 1e-4
+
+
 @pytest.mark.parametrize("length", [0, 1, 15, 16, 17, 63, 1000, 2049])
 def test_any_length(length: int) -> None:
     """A longer sequence begins with the same outputs: what is missing of the last window matters to nobody."""
