@@ -100,6 +100,8 @@ class ModelConfig:
     """Length of the sequences the model was trained on, in tokens."""
     pooling: Literal["mean", "last", "max"] = "mean"
     """How a model with outputs for whole sequences turns the positions of one into one vector."""
+    embedding: Literal["learned", "sinusoidal"] = "learned"
+    """How tokens become vectors: each has its own, or, for levels of a quantity, a linear map of waves makes them."""
     tie_embeddings: bool = True
     """A language model's embedding is also its output matrix; if not, that is a matrix of its own."""
     mamba_seq_version: str = __version__
@@ -111,6 +113,8 @@ class ModelConfig:
             raise ValueError(f"task is {self.task!r}, expected one of {', '.join(TASKS)}")
         if self.pooling not in ("mean", "last", "max"):
             raise ValueError(f"pooling is {self.pooling!r}, expected 'mean', 'last' or 'max'")
+        if self.embedding not in ("learned", "sinusoidal"):
+            raise ValueError(f"embedding is {self.embedding!r}, expected 'learned' or 'sinusoidal'")
         for name in ("vocab_size", "input_features", "context", "sample_rate"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -132,6 +136,13 @@ class ModelConfig:
             raise ValueError(f"labels has {len(self.labels)} names, expected at least {fewest} for {self.task}")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels has a name twice: {self.labels}")
+        if self.embedding == "sinusoidal" and (
+            self.vocab_size is None or (self.task == "language-model" and self.tie_embeddings)
+        ):
+            raise ValueError(
+                "embedding is 'sinusoidal', expected 'learned': the input is numbers, or tie_embeddings is true, and "
+                "only a learned embedding is an output matrix too"
+            )
         if self.task != "language-model" and not self.tie_embeddings:
             raise ValueError(
                 f"tie_embeddings is false, expected true for {self.task}: only a language model has an output matrix "

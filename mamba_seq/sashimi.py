@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from mamba_seq.backbone import make_norm
+from mamba_seq.cache_chunks import sashimi_chunk_length
 from mamba_seq.config import MambaConfig, SaShiMiConfig
 from mamba_seq.padding import at_least_float32, check_layout, first_position, shift_left
-from mamba_seq.sashimi_layers import DownPool, Stage, StageState, UpPool
+from mamba_seq.sashimi_layers import DownPool, Stage, StageState, UpPool, copied
 
 
 @dataclasses.dataclass
@@ -113,6 +114,9 @@ class SaShiMi(nn.Module):
                     "all at one position: run sequences of one length together, without padding"
                 )
             mask = None
+        chunk = sashimi_chunk_length(hidden, self.config)
+        if mask is None and chunk < hidden.shape[1] and not self.training:  # dropout would draw other numbers
+            return self._in_chunks(chunk, hidden, state, return_state)
         start = None if mask is None else first_position(mask)
         if start is not None:
             hidden = shift_left(hidden, start)
@@ -129,6 +133,17 @@ class SaShiMi(nn.Module):
         if start is not None:
             out = shift_left(out, -start)
         return out if after is None else (out, after)
+
+    def _in_chunks(
+        self, chunk: int, hidden: Tensor, state: SaShiMiState | None, return_state: bool
+    ) -> Tensor | tuple[Tensor, SaShiMiState]:
+        """Do what `forward` does, `chunk` positions at a time through all levels."""
+        outputs = []
+        for part in hidden.split(chunk, dim=1):
+            out, state = self.forward(part, None, state, return_state=True)
+            outputs.append(out)
+        whole = torch.cat(outputs, dim=1)
+        return (whole, cast("SaShiMiState", state)) if return_state else whole
 
     def _level(self, level: int, x: Tensor, state: SaShiMiState | None, after: SaShiMiState | None) -> Tensor:
         """Run a level and all inside it over x (B, L, width); put what to remember into `after`, innermost first."""
@@ -281,8 +296,3 @@ def level_config(config: SaShiMiConfig, level: int) -> MambaConfig:
             "ssm": config.kinds_of_levels[level],
         }
     )
-
-
-def copied(state: StageState) -> StageState:
-    """Return copies of a stage's states: two states must not share what a step writes into."""
-    return [None if s is None else s._replace(conv=s.conv.clone(), ssm=s.ssm.clone()) for s in state]

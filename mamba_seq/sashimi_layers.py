@@ -168,3 +168,8 @@ class UpPool(nn.Module):
         """Turn (..., n, wider) into (..., n * factor, width), in the same type."""
         raised: Tensor = self.linear(x.to(self.linear.weight.dtype)).unflatten(-1, (self.factor, -1))
         return raised.flatten(-3, -2).to(x.dtype)
+
+
+def copied(state: StageState) -> StageState:
+    """Return copies of a stage's states: two states must not share what a step writes into."""
+    return [None if s is None else s._replace(conv=s.conv.clone(), ssm=s.ssm.clone()) for s in state]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mamba_seq.backbone import Backbone
 from mamba_seq.config import BackboneConfig, ModelConfig, SaShiMiConfig
+from mamba_seq.heads.embedding import SinusoidalEmbedding
 from mamba_seq.padding import check_layout
 from mamba_seq.sashimi import SaShiMi
 from mamba_seq.saving import SavedModel
@@ -36,8 +37,10 @@ class Model(nn.Module, SavedModel):
             raise ValueError(f"the config's task is {config.task!r}, expected {self.task!r} for {type(self).__name__}")
         self.config = config
         d_model = config.backbone.d_model
-        self.embedding: nn.Embedding | nn.Linear
-        if config.vocab_size is not None:
+        self.embedding: nn.Embedding | nn.Linear | SinusoidalEmbedding
+        if config.vocab_size is not None and config.embedding == "sinusoidal":
+            self.embedding = SinusoidalEmbedding(config.vocab_size, d_model)
+        elif config.vocab_size is not None:
             self.embedding = nn.Embedding(config.vocab_size, d_model)
         else:
             assert config.input_features is not None
@@ -45,7 +48,7 @@ class Model(nn.Module, SavedModel):
         self.backbone = make_backbone(config.backbone)
 
     def reset_embedding(self) -> None:
-        """Initialise the embedding of tokens; that of numbers is torch's for a linear map."""
+        """Initialise a learned embedding of tokens; a linear map is as torch makes it."""
         if isinstance(self.embedding, nn.Embedding):
             nn.init.normal_(self.embedding.weight, std=0.02)
 
@@ -85,8 +88,9 @@ class Model(nn.Module, SavedModel):
 
     def _embed(self, inputs: Tensor) -> Tensor:
         # under autocast the linear map chooses its own type
-        numbers = isinstance(self.embedding, nn.Linear)
-        embedded: Tensor = self.embedding(inputs.to(self.embedding.weight.dtype) if numbers else inputs)
+        if isinstance(self.embedding, nn.Linear):
+            inputs = inputs.to(self.embedding.weight.dtype)
+        embedded: Tensor = self.embedding(inputs)
         return embedded
 
     def _check_input(self, inputs: Tensor, letters: str) -> None:

@@ -6,6 +6,8 @@ class's vector is added to the embedding of each of its tokens.
 Shapes: B batch, L length, V vocabulary, S packed sequences.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -226,7 +228,8 @@ class LanguageModel(PositionModel):
 
     def read(self, out: Tensor) -> Tensor:
         """Turn the backbone's outputs (..., d_model) into logits (..., V)."""
-        return nn.functional.linear(out, self.embedding.weight if self.output is None else self.output.weight)
+        matrix = self.embedding if self.output is None else self.output
+        return nn.functional.linear(out, cast("Tensor", matrix.weight))
 
 
 def check_prompt(tokens: Tensor, mask: Tensor | None) -> None:

@@ -192,6 +192,8 @@ def _check_selective(config: ModelConfig, package: str) -> MambaConfig:
         raise ModelError(f"the backbone is a {backbone.architecture}, expected a stack: {package}'s Mamba is one")
     if config.labels:
         raise ModelError(f"the model is conditional ({', '.join(config.labels)}), which {package}'s Mamba cannot be")
+    if config.embedding != "learned":
+        raise ModelError(f"embedding is {config.embedding!r}, expected 'learned': {package}'s Mamba has no other")
     if backbone.ssm != "selective":
         raise ModelError(f"ssm is {backbone.ssm!r}, expected 'selective': {package}'s Mamba has no other recurrence")
     return backbone

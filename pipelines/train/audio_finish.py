@@ -110,6 +110,7 @@ def make_record(
         "labels": data.labels if recipe.conditional else [],
         "data_source": recipe.data_source,
         "data_licence": recipe.data_licence,
+        "weights_licence": recipe.weights_licence,
         "split": f"{held_out}.",
         "limits": recipe.limits,
         "codec": data.codec.name,

@@ -53,6 +53,7 @@ class AudioJob:
             sample_rate=self.recipe.data.sample_rate,
             labels=self.data.labels if self.recipe.conditional else [],
             context=self.recipe.data.length,
+            embedding=self.recipe.embedding,
             tie_embeddings=False,
         )
 

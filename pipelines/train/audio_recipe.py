@@ -18,6 +18,10 @@ class AudioRecipe(BaseRecipe):
     """The backbone."""
     data: AudioDataConfig
     """Sound files, codec, splits and clips."""
+    weights_licence: str = "apache-2.0"
+    """The licence of the weights, as the Hugging Face hub calls it, for the card."""
+    embedding: Literal["learned", "sinusoidal"] = "learned"
+    """How levels become vectors: each has its own, as in the papers, or they are a linear map of waves."""
     conditional: bool = False
     """Tell the model the class of each clip, so that it can be asked for one."""
     gradient_checkpointing: bool | int = False

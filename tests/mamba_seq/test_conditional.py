@@ -1,11 +1,19 @@
-"""Conditional language models: the class of a sequence is heard at every token, in every form and layout."""
+"""Language models of sound: the class of a sequence is heard at every token, and levels may be embedded as waves."""
 
 from typing import Any
 
 import pytest
 import torch
 
-from mamba_seq import LanguageModel, MambaConfig, ModelConfig, ModelError, SaShiMiConfig, export_mamba_ssm
+from mamba_seq import (
+    LanguageModel,
+    MambaConfig,
+    ModelConfig,
+    ModelError,
+    SaShiMiConfig,
+    export_mamba_ssm,
+    from_pretrained,
+)
 from tests.kernels.compare import relative_error
 from tests.mamba_seq.layouts import boundaries
 
@@ -64,3 +72,41 @@ def test_labels_that_do_not_fit(language_model: LanguageModel) -> None:
 def test_other_packages_have_no_such_model(tmp_path: Any) -> None:
     with pytest.raises(ModelError, match=r"the model is conditional \(low, high\)"):
         export_mamba_ssm(conditional(), tmp_path / "out")
+
+
+def of_waves(**fields: Any) -> ModelConfig:
+    config = {"task": "language-model", "vocab_size": 256, "tie_embeddings": False, "embedding": "sinusoidal", **fields}
+    return ModelConfig(backbone=STACK, **config)
+
+
+def test_near_levels_have_near_vectors(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    model = LanguageModel(of_waves()).eval()
+    tokens = torch.randint(0, 256, (2, 30))
+    with torch.no_grad():
+        vectors = model.embed(torch.arange(256)[None])[0]
+        distance = torch.cdist(vectors, vectors)
+        gaps = [distance.diagonal(gap).mean().item() for gap in (1, 4, 16, 64)]
+        assert gaps == sorted(gaps)
+        assert gaps[-1] > 3 * gaps[0]
+        assert (distance + 1e9 * torch.eye(256)).min() > 1e-3  # and no two are one
+        whole, state = model(tokens), model.allocate_state(2)
+        for t in range(30):
+            out = model.step(tokens[:, t], state)
+        assert relative_error(out, whole[:, -1]) <= 1e-5
+        loaded = from_pretrained(model.save_pretrained(tmp_path / "saved", dtype=torch.float32))
+        assert torch.equal(loaded(tokens), whole)
+    model.loss(model(tokens), tokens).backward()
+    assert model.embedding.linear.weight.grad.abs().max() > 0
+    with pytest.raises(ModelError, match="embedding is 'sinusoidal', expected 'learned'"):
+        export_mamba_ssm(model, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"tie_embeddings": True}, {"task": "ctc", "labels": ["a"], "vocab_size": None, "input_features": 2}]
+)
+def test_waves_are_no_output_matrix_and_need_tokens(fields: Any) -> None:
+    if "task" in fields:
+        fields = {**fields, "tie_embeddings": True}
+    with pytest.raises(ValueError, match="embedding is 'sinusoidal', expected 'learned'"):
+        of_waves(**fields)

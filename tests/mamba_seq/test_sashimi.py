@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from mamba_seq import LanguageModel, ModelConfig, ModelError, SaShiMi, SaShiMiConfig, export_hf, from_pretrained
+from mamba_seq import (
+    LanguageModel,
+    ModelConfig,
+    ModelError,
+    SaShiMi,
+    SaShiMiConfig,
+    cache_chunks,
+    export_hf,
+    from_pretrained,
+)
 from mamba_seq.config import SSM_KINDS
 from mamba_seq.heads import MODELS
 from tests.kernels.compare import relative_error
@@ -97,6 +106,28 @@ def test_any_length(length: int) -> None:
     with torch.no_grad():
         assert model(x[:, :length]).shape == (1, length, 6)
         assert relative_error(model(x[:, :length]), model(x)[:, :length]) <= 1e-5
+
+
+@pytest.mark.parametrize("ssm", ["complex", "time-invariant"])
+def test_chunks_for_the_cache_make_no_difference(monkeypatch: pytest.MonkeyPatch, ssm: str) -> None:
+    model = sashimi(ssm=ssm)
+    x = torch.randn(3, 137, 6)
+    want = model(x).detach()  # with gradients it runs whole
+    runs: list[int] = []
+    level = SaShiMi._level
+
+    def counted(self: SaShiMi, at: int, x: Tensor, *args: Any) -> Tensor:
+        runs.extend([x.shape[1]] if at == 0 else [])
+        return level(self, at, x, *args)
+
+    monkeypatch.setattr(SaShiMi, "_level", counted)
+    monkeypatch.setattr(cache_chunks, "SASHIMI_CHUNK", 33)
+    monkeypatch.setattr(cache_chunks, "SASHIMI_POSITIONS", 33)
+    with torch.no_grad():
+        assert relative_error(model(x), want) <= 1e-5
+        assert runs == ([137] if ssm == "time-invariant" else [48, 48, 41])
+        _, state = model(x[:, :100], return_state=True)
+        assert relative_error(model(x[:, 100:], state=state), want[:, 100:]) <= 1e-5
 
 
 def test_kinds_and_layers_of_each_level() -> None:
