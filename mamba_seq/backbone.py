@@ -16,6 +16,7 @@ from mamba_seq.block import Mamba, MambaState
 from mamba_seq.cache_chunks import chunk_length
 from mamba_seq.config import MambaConfig
 from mamba_seq.padding import at_least_float32, check_layout
+from mamba_seq.s4 import S4Layer
 
 BackboneState = list[MambaState]
 """One state a block, first block first."""
@@ -164,12 +165,12 @@ class Backbone(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """residual + dropout(Mamba(norm(residual)))."""
+    """residual + dropout(mixer(norm(residual))), the mixer being a Mamba block, or another layer of its form."""
 
-    def __init__(self, config: MambaConfig) -> None:
+    def __init__(self, config: MambaConfig, mixer: Mamba | S4Layer | None = None) -> None:
         super().__init__()
         self.norm = make_norm(config)
-        self.mixer = Mamba(config)
+        self.mixer = Mamba(config) if mixer is None else mixer
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(

@@ -65,11 +65,13 @@ class SaShiMi(nn.Module):
         dense = config.topology == "unet"
         blocks = levels[-1].n_layer + sum((2 if dense else 1) * level.n_layer for level in levels[:-1])
         depth = blocks * (2 if config.ff else 1)
-        self.down = nn.ModuleList(Stage(level, config.ff, depth) for level in levels[:-1] if dense)
+        s4 = [kind == "s4" for kind in config.blocks_of_levels]
+        outer = list(zip(levels, s4, strict=True))[:-1]
+        self.down = nn.ModuleList(Stage(*level, config.ff, depth) for level in outer if dense)
         self.pools = nn.ModuleList()
-        self.centre = Stage(levels[-1], config.ff, depth)
+        self.centre = Stage(levels[-1], s4[-1], config.ff, depth)
         self.raises = nn.ModuleList()
-        self.up = nn.ModuleList(Stage(level, config.ff, depth) for level in levels[:-1])
+        self.up = nn.ModuleList(Stage(*level, config.ff, depth) for level in outer)
         for factor, fine, coarse in zip(config.pool, config.widths[:-1], config.widths[1:], strict=True):
             self.pools.append(DownPool(fine, coarse, factor))
             self.raises.append(UpPool(coarse, fine, factor))

@@ -7,6 +7,8 @@ from typing import Literal
 
 from mamba_seq.block_config import BlockConfig, SSMKind, check_kind
 
+BlockKind = Literal["mamba", "s4"]
+
 
 @dataclasses.dataclass(kw_only=True)
 class SaShiMiConfig(BlockConfig):
@@ -15,7 +17,8 @@ class SaShiMiConfig(BlockConfig):
     Levels are counted from the outermost, which runs at the sequence's own rate, to the centre: one more than there
     are pooling factors. With `topology="unet"` there are blocks on the way down and on the way up, in 2 * levels - 1
     stages: with Mamba blocks and no feed-forward layers that is the model of the Mamba paper (arXiv 2312.00752, section
-    4.4 and appendix E.4). With `topology="sashimi"` the way down only pools, as in the SaShiMi paper.
+    4.4 and appendix E.4). With `topology="sashimi"` the way down only pools, as in the SaShiMi paper, whose blocks are
+    S4 layers (`block="s4"`, `ssm="time-invariant"`), each with a feed-forward layer (`ff=2`).
     """
 
     architecture: Literal["sashimi"] = "sashimi"
@@ -33,6 +36,8 @@ class SaShiMiConfig(BlockConfig):
     up alone ("sashimi")."""
     ssm: SSMKind | list[SSMKind] = "selective"
     """The recurrence of the blocks, as in MambaConfig: one kind, or one a level."""
+    block: BlockKind | list[BlockKind] = "mamba"
+    """Mamba blocks, or the S4 layers of SaShiMi ("s4"), whose ssm is time-invariant: one kind, or one a level."""
     ff: int = 0
     """Put a feed-forward layer, this many times as wide inside, behind every block, as SaShiMi has (2); 0 for none, as
     the Mamba paper has."""
@@ -50,7 +55,7 @@ class SaShiMiConfig(BlockConfig):
             raise ValueError(f"topology is {self.topology!r}, expected 'unet' or 'sashimi'")
         if self.ff < 0:
             raise ValueError(f"ff is {self.ff}, expected at least 1, or 0 for no feed-forward layers")
-        for name in ("n_layer", "ssm"):
+        for name in ("n_layer", "ssm", "block"):
             value = getattr(self, name)
             if isinstance(value, list) and len(value) != self.levels:
                 raise ValueError(
@@ -59,8 +64,12 @@ class SaShiMiConfig(BlockConfig):
                 )
         if min(self.layers_of_levels) < 1:
             raise ValueError(f"n_layer is {self.n_layer}, expected at least 1")
-        for kind in self.kinds_of_levels:
+        for kind, block in zip(self.kinds_of_levels, self.blocks_of_levels, strict=True):
             check_kind(kind)
+            if block not in ("mamba", "s4"):
+                raise ValueError(f"block is {block!r}, expected 'mamba' or 's4'")
+            if block == "s4" and kind in ("selective", "complex"):
+                raise ValueError(f"block is 's4' where ssm is {kind!r}, expected a time-invariant kind, as S4 is")
 
     @property
     def levels(self) -> int:
@@ -86,6 +95,11 @@ class SaShiMiConfig(BlockConfig):
     def layers_of_levels(self) -> list[int]:
         """Blocks of a stage of each level, outermost first."""
         return self.n_layer if isinstance(self.n_layer, list) else [self.n_layer] * self.levels
+
+    @property
+    def blocks_of_levels(self) -> list[BlockKind]:
+        """Mamba or S4, for each level, outermost first."""
+        return self.block if isinstance(self.block, list) else [self.block] * self.levels
 
     @property
     def kinds_of_levels(self) -> list[SSMKind]:

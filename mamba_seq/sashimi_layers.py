@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from mamba_seq.backbone import ResidualBlock, make_norm
 from mamba_seq.block import MambaState
 from mamba_seq.config import MambaConfig
+from mamba_seq.s4 import S4Layer
 
 LayerState = MambaState | None
 """What a layer remembers: a feed-forward layer nothing."""
@@ -25,15 +26,16 @@ class Stage(nn.Module):
 
     Args:
         config: of the level's blocks; `n_layer` of them.
+        s4: put S4 layers in the place of Mamba blocks.
         ff: how many times as wide a feed-forward layer is inside; 0 for none.
         depth: number of residual layers of the whole model, whose sum keeps its variance at initialisation.
     """
 
-    def __init__(self, config: MambaConfig, ff: int, depth: int) -> None:
+    def __init__(self, config: MambaConfig, s4: bool, ff: int, depth: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList()
         for _ in range(config.n_layer):
-            block = ResidualBlock(config)
+            block = ResidualBlock(config, S4Layer(config) if s4 else None)
             self.layers.append(block)
             with torch.no_grad():
                 block.mixer.out_proj.weight /= math.sqrt(depth)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mamba_seq import (
     LanguageModel,
+    MambaConfig,
     ModelConfig,
     ModelError,
     SaShiMi,
@@ -20,6 +21,7 @@ from mamba_seq import (
 )
 from mamba_seq.config import SSM_KINDS
 from mamba_seq.heads import MODELS
+from mamba_seq.s4 import S4Layer
 from tests.kernels.compare import relative_error
 from tests.mamba_seq.layouts import weighted_sum
 
@@ -68,6 +70,51 @@ def test_forms_agree_in_double_precision(
         cut = length * 2 // 3
         _, prompt = model(x[:, :cut], return_state=True)
         assert relative_error(in_steps(model, x[:, cut:], prompt), whole[:, cut:]) <= 1e-9
+
+
+@pytest.mark.parametrize(
+    ("block", "ssm"),
+    [
+        ("s4", "time-invariant"),
+        ("s4", "time-invariant-real"),
+        (["mamba", "s4", "mamba"], ["selective", "time-invariant", "complex"]),
+    ],
+)
+@pytest.mark.parametrize("topology", ["unet", "sashimi"])
+def test_forms_of_s4_layers_agree(block: Any, ssm: Any, topology: str) -> None:
+    model = sashimi(block=block, ssm=ssm, topology=topology, ff=2)
+    assert any(isinstance(module, S4Layer) for module in model.modules())
+    x = torch.randn(2, 77, 6)
+    for dtype, most in ((torch.float32, 1e-4), (torch.float64, 1e-9)):
+        model, x = model.to(dtype), x.to(dtype)
+        with torch.no_grad():
+            whole = model(x)
+            chunks, _ = in_chunks(model, x, [17, 17, 1, 33])
+            assert relative_error(chunks, whole) <= most
+            assert relative_error(in_steps(model, x), whole) <= most
+    leaf = x.clone().requires_grad_()
+    model(leaf)[0, 40].sum().backward()
+    heard = leaf.grad[0].abs().sum(dim=1)
+    assert (heard[41:] <= 1e-13 * heard.max()).all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    kept = {name: p.dtype for name, p in model.float().bfloat16().named_parameters() if name.endswith((".C", "A_log"))}
+    assert set(kept.values()) == {torch.float32}
+
+
+def test_an_s4_layer_is_the_sum_over_its_kernel() -> None:
+    torch.manual_seed(0)
+    config = MambaConfig(d_model=3, n_layer=1, d_state=4, ssm="time-invariant")
+    layer, x = S4Layer(config).double(), torch.randn(1, 20, 3, dtype=torch.float64)
+    with torch.no_grad():
+        delta = torch.nn.functional.softplus(layer.dt_bias)[:, None]
+        A = torch.complex(-layer.A_log.exp(), layer.A_imag)
+        decay, B, C = torch.exp(delta * A), torch.view_as_complex(layer.B), torch.view_as_complex(layer.C)
+        kernel = [2 * (C * B * (decay - 1) / A * decay**t).real.sum(dim=1) for t in range(20)]
+        y = torch.stack([sum(kernel[t - s] * x[0, s] for s in range(t + 1)) + layer.D * x[0, t] for t in range(20)])
+        value, gate = layer.out_proj(torch.nn.functional.gelu(y)).chunk(2, dim=-1)
+        assert relative_error(layer(x)[0], value * gate.sigmoid()) <= 1e-9
+    with pytest.raises(ValueError, match="an S4 layer takes sequences that fill their tensor"):
+        layer(x, torch.ones(1, 20, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("topology", ["unet", "sashimi"])
@@ -291,6 +338,9 @@ def test_what_is_refused() -> None:
         ("n_layer", 0, "n_layer is 0, expected at least 1"),
         ("ssm", ["selective"], r"ssm is \['selective'\], expected 3 entries"),
         ("ssm", "s5", "ssm is 's5', expected one of 'selective'"),
+        ("block", "s4", "block is 's4' where ssm is 'selective', expected a time-invariant kind"),
+        ("block", "rnn", "block is 'rnn', expected 'mamba' or 's4'"),
+        ("block", ["mamba"], r"block is \['mamba'\], expected 3 entries"),
         ("topology", "tree", "topology is 'tree', expected 'unet' or 'sashimi'"),
         ("widen", 0, "widen is 0, expected at least 1"),
         ("ff", -1, "ff is -1, expected"),

@@ -303,6 +303,8 @@ def test_recipes_of_other_kinds(recipe: str, tmp_path: Path) -> None:
     assert isinstance(fields, AudioRecipe)
     assert fields.model.kinds_of_levels == ["time-invariant", "complex", "selective"]
     assert fields.model.layers_of_levels == [1, 2, 3]
+    levels = ["--model.ssm=[time-invariant,complex,selective]", "--model.block=[s4,mamba,mamba]"]
+    assert read_recipe(Path(recipe), levels)[0].model.blocks_of_levels == ["s4", "mamba", "mamba"]
     assert "kind: audio" in text
     (tmp_path / "smell.yaml").write_text("kind: smell\nname: x\n")
     with pytest.raises(RecipeError, match="is a recipe of kind 'smell', expected dna or audio"):
