@@ -85,7 +85,8 @@ def split_audio(
         wanted = split == "train" or by == "given" or {"test": test_fraction, "validation": validation_fraction}[split]
         if wanted and not made.of(split):
             raise TooFewData(
-                f"{len(files)} sound files leave none for {split}; add files, hold out smaller parts, or split by file"
+                f"{len(files)} sound files leave none for {split}; add files (or cut long ones), hold out less, "
+                "or split by file"
             )
     return made
 

@@ -6,6 +6,7 @@ from typing import cast
 from mamba_seq.config import ModelConfig
 from mamba_seq.data_prep.audio import AudioData
 from mamba_seq.data_prep.errors import DataError
+from mamba_seq.data_prep.splits import Split
 from mamba_seq.heads import LanguageModel, Model
 from mamba_seq.pipelines.errors import RecipeError
 from mamba_seq.pipelines.train.audio_finish import finish
@@ -33,6 +34,12 @@ class AudioJob:
             raise
         except ValueError as error:
             raise RecipeError(f"the recipe's data section cannot be used: {error}") from error
+        for split, files in (("validation", "validation_files"), ("test", "test_files")):
+            if not self.data.splits.of(cast("Split", split)):
+                raise RecipeError(
+                    f"no sound file is held out for {split}, and nothing would be known of the model; set "
+                    f"data.{split}_fraction above 0, or name some in data.{files}"
+                )
         if self.recipe.conditional and not self.data.labels:
             raise RecipeError(
                 "the recipe is conditional, but its sound files have no classes; set data.folder_labels, or "

@@ -4,6 +4,9 @@ import csv
 import json
 import math
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +199,27 @@ def test_the_command_trains_stops_and_goes_on(recipe: str, tmp_path: Path, run: 
     assert run("train", recipe, "-o", tmp_path / "run").code == 1
 
 
+def test_a_process_that_is_killed_goes_on(recipe: str, tmp_path: Path) -> None:
+    """By SIGKILL, wherever it is: what it had written is enough."""
+    arguments = [recipe, "-o", str(tmp_path / "run"), "--checkpoint-mib", "0.02", "--val_every=2", "--optim.steps=400"]
+    code = f"from mamba_seq.pipelines.cli import main; main(['--threads', '1', 'train', *{arguments!r}])"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        parts = tmp_path / "run" / "checkpoints" / "last.json"
+        until = time.monotonic() + 60
+        while not parts.exists() and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+    assert parts.exists()
+    steps = ["--val_every=2", "--optim.steps=400"]
+    assert main(recipe, tmp_path / "run", steps, max_minutes=1e-5) == tmp_path / "run"
+    logged = [int(row["step"]) for row in metrics(tmp_path / "run") if row["name"] == "bits"]
+    assert logged == list(range(len(logged)))
+    assert 2 < len(logged) < 400
+
+
 @pytest.mark.parametrize("kill", ["part", "list"])
 def test_a_kill_while_parts_are_written_keeps_the_old_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: str
@@ -278,6 +302,9 @@ def test_mistakes_write_nothing(recipe: str, tmp_path: Path) -> None:
     for override, (error, message) in mistakes.items():
         with pytest.raises(error, match=message):
             main(recipe, tmp_path / "run", [override])
+    for split in ("validation", "test"):
+        with pytest.raises(RecipeError, match=f"no sound file is held out for {split}.*data.{split}_fraction above 0"):
+            main(recipe, tmp_path / "run", ["--data.split=file", f"--data.{split}_fraction=0"])
     with pytest.raises(RecipeError, match="its sound files have no classes"):
         main(recipe, tmp_path / "run", ["--data.layout=folder", "--data.split=file"])
     empty = tmp_path / "empty"
