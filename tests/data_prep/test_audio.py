@@ -3,6 +3,7 @@
 import itertools
 import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from mamba_seq.data_prep.audio import AudioData, AudioDataConfig
 from mamba_seq.data_prep.audio_clips import AudioBatch, inputs_and_targets
 from mamba_seq.data_prep.codecs import get_codec
 from mamba_seq.data_prep.errors import NoRecords, TooFewData
+from mamba_seq.data_prep.splits import SPLITS
 
 RATE = 8000
+DATA = os.environ.get("MAMBA_SEQ_DATA")
 
 
 @pytest.fixture
@@ -216,3 +219,23 @@ def test_collections_together(digits: Path, music: Path, tmp_path: Path) -> None
 def test_bad_configs_are_named(field: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         AudioDataConfig(**{"roots": ["x"], field: value})
+
+
+@pytest.mark.skipif(DATA is None, reason="MAMBA_SEQ_DATA names no folder of real recordings")
+def test_real_recordings() -> None:
+    assert DATA is not None
+    roots = [str(Path(DATA) / name) for name in ("digits16k", "digits8k")]
+    spoken = AudioData(AudioDataConfig(roots=roots, batch_size=64))
+    spoken.setup()
+    assert not spoken.skipped
+    assert (len(spoken.sounds.files), len(spoken.labels)) == (4999, 10)
+    speakers = {split: {f.speaker for f in spoken.splits.of(split) if f.source == "digits16k"} for split in SPLITS}
+    assert not speakers["train"] & speakers["validation"]
+    (batch,) = first(spoken, 1)
+    assert batch.lengths.max() <= 16000
+    assert len(batch.labels.unique()) > 4
+    assert ((batch.levels == 0).any(dim=1) & (batch.levels == 255).any(dim=1)).all()
+    piano = AudioData(AudioDataConfig(roots=[str(Path(DATA) / "piano16k")], split="file", draw="length", cache="disk"))
+    piano.setup()
+    assert len(piano.sounds.files) == 15
+    assert (first(piano, 1)[0].lengths == 16000).all()
