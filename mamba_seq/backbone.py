@@ -18,6 +18,7 @@ from mamba_seq.config import MambaConfig
 from mamba_seq.fused_step import fused_step
 from mamba_seq.inner import Keep
 from mamba_seq.padding import at_least_float32, check_layout
+from mamba_seq.s4 import S4Layer
 
 BackboneState = list[MambaState]
 """One state a block, first block first."""
@@ -247,12 +248,12 @@ class Backbone(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """residual + dropout(Mamba(norm(residual)))."""
+    """residual + dropout(mixer(norm(residual))), the mixer being a Mamba block, or another layer of its form."""
 
-    def __init__(self, config: MambaConfig) -> None:
+    def __init__(self, config: MambaConfig, mixer: Mamba | S4Layer | None = None) -> None:
         super().__init__()
         self.norm = make_norm(config)
-        self.mixer = Mamba(config)
+        self.mixer = Mamba(config) if mixer is None else mixer
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -265,7 +266,12 @@ class ResidualBlock(nn.Module):
         keep: Keep = "auto",
     ) -> Tensor | tuple[Tensor, MambaState]:
         """Take and return the residual stream (B, L, d_model), and the block's state if asked for."""
-        out: Any = self.mixer.forward_normed(residual, self.norm, mask, state, return_state, cu_seqlens, keep)
+        out: Any
+        if isinstance(self.mixer, Mamba):
+            out = self.mixer.forward_normed(residual, self.norm, mask, state, return_state, cu_seqlens, keep)
+        else:
+            normed = self.norm(residual.to(self.norm.weight.dtype))
+            out = self.mixer(normed, mask, state, return_state, cu_seqlens)
         if return_state:
             return residual + self.dropout(out[0]), out[1]
         return residual + self.dropout(out)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from mamba_seq.block import Mamba
 from mamba_seq.kernels._dispatch import implementation
 from mamba_seq.kernels._library import is_traced
 from mamba_seq.kernels.block_step import BlockWeights, FinalNorm
@@ -69,6 +70,8 @@ def prepared_steps(module: nn.Module) -> list[Any]:
 def weights_of(block: "ResidualBlock") -> BlockWeights | None:
     """Return the weights of a block, or None if a layer is no longer what it was made as, such as an adapter's."""
     mixer, norm = block.mixer, block.norm
+    if not isinstance(mixer, Mamba):
+        return None
     linear = (mixer.in_proj, mixer.x_proj, mixer.dt_proj, mixer.out_proj)
     if any(type(layer) is not nn.Linear for layer in linear) or mixer.dt_proj.bias is not None:
         return None
