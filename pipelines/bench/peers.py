@@ -59,9 +59,8 @@ class Peer:
         """Say why this peer cannot run on this machine, and what to install; None when it can."""
         if self.cuda_only and device.type != "cuda":
             return "it runs on CUDA devices only"
-        if self.module is not None and not _importable(self.module):
-            return f"{self.module} is not installed; {self.install}"
-        return None
+        reason = None if self.module is None else import_error(self.module)
+        return None if reason is None else f"{reason}; {self.install}"
 
     def too_much(self, case: Case, direction: str) -> str | None:
         """Say why a case is not for this peer; None when it is."""
@@ -86,15 +85,16 @@ def free_memory(device: torch.device) -> int:
 
 
 @functools.cache
-def _importable(module: str) -> bool:
-    """Tell whether a package is installed; an extension that was built for another torch is not."""
+def import_error(module: str) -> str | None:
+    """Say why a package cannot be imported; an extension that was built for another torch is there and cannot."""
+    if importlib.util.find_spec(module) is None:
+        return f"{module} is not installed"
     try:
-        if importlib.util.find_spec(module) is None:
-            return False
         importlib.import_module(module)
-    except Exception:  # whatever a package raises that does not fit its surroundings
-        return False
-    return True
+    except Exception as error:  # whatever a package raises that does not fit its surroundings
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return f"{module} is installed and does not import ({reason})"
+    return None
 
 
 def reference_scan(case: Case, inputs: Inputs, direction: str) -> Call:

@@ -116,7 +116,7 @@ def test_a_peer_that_fails_leaves_the_others(run: Any, monkeypatch: pytest.Monke
 
 
 def test_missing_peers_are_named_with_what_to_install(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "_importable", lambda module: False)
+    monkeypatch.setattr(peers, "import_error", lambda module: f"{module} is not installed")
     result = run(*FEW)
     assert result.code == 0, result.err
     assert "left out: mambapy (selective_scan): mambapy is not installed; pip install mambapy" in result.err
@@ -139,6 +139,14 @@ def test_wrong_usage(run: Any, arguments: list[str], code: int, words: str) -> N
     result = run("bench", "--device", "cpu", *arguments)
     assert (result.code, result.out) == (code, "")
     assert words in " ".join(result.err.split())
+
+
+def test_a_package_that_does_not_fit_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "built_for_another.py").write_text("raise ImportError('undefined symbol: _ZN3c10')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "does not import (undefined symbol: _ZN3c10)" in str(peers.import_error("built_for_another"))
+    assert peers.import_error("no_such_package") == "no_such_package is not installed"
+    assert peers.import_error("json") is None
 
 
 SAME = [peer for peer in peers.PEERS if not peer.cuda_only]

@@ -1,0 +1,58 @@
+"""Compile the Gluon kernels with the launch settings of an architecture, for a GPU that is not here; prints JSON.
+
+python compile_gluon.py sm [sm ...]: a list of [sm, launch, kernel, bytes of shared memory, warps of a program].
+"""
+
+import json
+import sys
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.experimental.gluon._runtime import GluonASTSource
+
+from mamba_seq.kernels.selective_scan import _gluon_backward, _gluon_forward, gluon
+from mamba_seq.kernels.selective_scan.settings import Launch, look_up
+
+N = 16
+FLOAT32 = {"A", "D", "bias", "states", "sums", "kept", "adjoints", "dA", "dD", "dbias", "dBC"}
+ACTIVATIONS = {"u", "delta", "B", "C", "z", "y", "dy", "du", "ddelta", "dz"}
+
+
+def shared_memory(kernel: Any, launch: Launch, sm: int, **switches: bool) -> int:
+    """Compile a kernel for bfloat16, every switch on, and return the bytes of shared memory of a program."""
+    names = kernel.arg_names
+    given = {
+        **{"N": N, "SD": launch.SD, "SN": launch.SN, "BLOCK_D": gluon.block_of(launch, N), "T": gluon.TILE},
+        **{"SOFTPLUS": True, "HAS_Z": True, "STEPS": launch.steps, "num_warps": launch.warps, **switches},
+    }
+    kinds = {name: "*fp32" if name in FLOAT32 else "*bf16" if name in ACTIVATIONS else "i32" for name in names}
+    signature = {name: "constexpr" if name in given else kinds[name] for name in names}
+    constants = {(names.index(name),): value for name, value in given.items()}
+    pointers = {(names.index(name),): [["tt.divisibility", 16]] for name in names if signature[name][0] == "*"}
+    source = GluonASTSource(kernel, signature, constants, pointers)
+    options = {"num_warps": launch.warps, "maxnreg": launch.registers}
+    return triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options).metadata.shared
+
+
+def main(architectures: list[int]) -> None:
+    """Compile for each architecture what its settings launch."""
+    found = []
+    for sm in architectures:
+        settings = look_up(divmod(sm, 10))
+        for name in ("wide", "narrow", "middle", "gradients", "gradients_narrow"):
+            launch = getattr(settings, name)
+            if name.startswith("gradients"):
+                kernels = {"gradients": (_gluon_backward.gradients, {})}
+            else:
+                kernels = {"outputs": (_gluon_forward.scan_chunks, {"OUTPUTS": True, "KEEP": True})}
+            if name == "wide":
+                kernels["summaries"] = (_gluon_forward.scan_chunks, {"OUTPUTS": False, "KEEP": False})
+                kernels["adjoints"] = (_gluon_backward.adjoint_chunks, {})
+            for label, (kernel, switches) in kernels.items():
+                found.append([sm, name, label, shared_memory(kernel, launch, sm, **switches), launch.warps])
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main([int(sm) for sm in sys.argv[1:]])
