@@ -36,7 +36,7 @@ OPTIONS = {
     ("zoo", "show"): ["--json"],
     ("zoo", "export"): [],
     ("convert",): ["--to"],
-    ("info",): [],
+    ("info",): ["--no-compile"],
     ("bench",): [
         *["--output", "--quick", "--shape", "--lengths", "--d-state", "--dtype", "--op", "--direction", "--peer"],
     ],
