@@ -3,7 +3,7 @@
     PYTHONPATH=. python benchmarks/gpu_scan.py [table] [lengths] [--dry]
 
 `table`: the shapes of the README, against mamba_ssm's CUDA kernel (its extension `selective_scan_cuda`, in its own
-(B, D, L) layout). `lengths`: one sequence from 512 to 1,048,576 steps with 1,024 channels, against FlashAttention
+(B, D, L) layout). `lengths`: one sequence from 512 to 1,048,576 steps with 1,024 channels, against it, FlashAttention
 (torch's SDPA restricted to it, causal, 16 heads of 64) and a scan in plain PyTorch (log-depth doubling over the pairs
 (a, b), all states in memory, as long as it fits). bf16, N 16, softplus, bias, D and z on.
 
@@ -34,7 +34,7 @@ PLANS = {
         shapes=tuple(LENGTHS),
         dtype=torch.bfloat16,
         directions=("forward",),
-        peers=("FlashAttention", "PyTorch scan"),
+        peers=("mamba_ssm", "FlashAttention", "PyTorch scan"),
     ),
 }
 
