@@ -18,6 +18,7 @@ from mamba_seq.pipelines.bench.peers import PEERS, Peer
 from mamba_seq.pipelines.bench.plan import Plan
 from mamba_seq.pipelines.bench.table import Row, make_row
 from mamba_seq.pipelines.bench.timing import peak_bytes, time_in_turns
+from mamba_seq.pipelines.errors import CheckError
 
 log = logging.getLogger("mamba_seq.pipelines")
 
@@ -78,6 +79,7 @@ def _time_case(case: Case, direction: str, peers: list[Peer], floors: Floors, qu
     op = OPS[case.op]
     inputs = op.draw(case)
     ours = op.ours(case, inputs, direction)
+    ours()
     peak = peak_bytes(ours, case.device)
     calls: dict[str, Call] = {"": ours}
     for peer in peers:
@@ -90,11 +92,14 @@ def _time_case(case: Case, direction: str, peers: list[Peer], floors: Floors, qu
         try:
             call = peer.make(case, inputs, direction)
             theirs = call()
+            # the gradients of peers come in orders and layouts of their own
+            if direction == "forward" and peer.same_function and (peer.float32_inside or case.dtype == torch.float32):
+                compare(peer.name, ours(), theirs)
+        except CheckError:
+            raise
         except Exception as error:  # a peer's failure, memory most of all, is said and leaves ours and the others
             _tell_failure(peer, case, error)
             continue
-        if direction == "forward" and peer.same_function and (peer.float32_inside or case.dtype == torch.float32):
-            compare(peer.name, ours(), theirs, case.dtype)
         calls[peer.name] = call
         del theirs
     elsewhere = {peer.name: calls.pop(peer.name) for peer in peers if peer.on_cpu and peer.name in calls}

@@ -39,6 +39,7 @@ def measure_floors(device: torch.device, quick: bool = False) -> Floors:
     # only here is Triton or Numba loaded
     module = "_floor_cuda" if device.type == "cuda" else "_floor_cpu"
     loop, exps = importlib.import_module(f"mamba_seq.pipelines.bench.{module}").loop_of_exponentials(device)
+    loop()
     times = time_in_turns({"copy": lambda: target.copy_(source), "exps": loop}, device, quick)
     return Floors(device_name(device), 2 * size / times["copy"].median * 1e3, exps / times["exps"].median * 1e3)
 

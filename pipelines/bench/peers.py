@@ -52,7 +52,8 @@ class Peer:
     on_cpu: bool = False
     """Whether it computes on the CPU, wherever the case is."""
     float32_inside: bool = True
-    """Whether 16-bit inputs are computed with as ours are; otherwise it is compared in float32 only."""
+    """Whether 16-bit inputs are computed with as ours are; otherwise it is compared in float32 only. No block is, as
+    every one rounds elsewhere between its parts."""
     same_function: bool = True
 
     def missing(self, device: torch.device) -> str | None:
@@ -80,7 +81,8 @@ class Peer:
 def free_memory(device: torch.device) -> int:
     """Return the bytes that are free on a device."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -240,7 +242,7 @@ PEERS: Final[tuple[Peer, ...]] = (
         *("causal_conv1d", "causal_conv1d", dao_conv, "causal_conv1d", "pip install causal-conv1d"),
         cuda_only=True,
     ),
-    Peer("mamba_ssm", "block", mamba_ssm_block, "mamba_ssm", _MAMBA_SSM, cuda_only=True),
+    Peer("mamba_ssm", "block", mamba_ssm_block, "mamba_ssm", _MAMBA_SSM, cuda_only=True, float32_inside=False),
     Peer(
         *("transformers", "block", transformers_block, "transformers", _TRANSFORMERS),
         copies=(4, 10),

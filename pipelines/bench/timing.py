@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-SLOW_MS = 250.0
-"""A call that takes longer on a GPU is not repeated by `do_bench`, which would make eight of it."""
+SLOW_MS, VERY_SLOW_MS = 250.0, 2000.0
+"""A call that takes longer on a GPU is made three times, or once: `do_bench` would make eight of it."""
 SECONDS, QUICK_SECONDS = 3.0, 0.4
 """On a CPU, what the calls of a case may take together before no further round begins."""
 ROUNDS = 9
@@ -27,7 +27,7 @@ class Times(NamedTuple):
 
 
 def time_in_turns(calls: Mapping[str, Call], device: torch.device, quick: bool = False) -> dict[str, Times]:
-    """Time calls of one case, each after a first one that is not counted.
+    """Time calls of one case; what they compile or set up at their first call should be done before.
 
     On a GPU one after the other, the L2 cache emptied before each call. On a CPU in rounds, so that what else the
     machine does meanwhile meets all of them alike; quick ones several times a round.
@@ -41,7 +41,6 @@ def peak_bytes(call: Call, device: torch.device) -> int | None:
     """Return how much GPU memory a call allocates at most, beyond its inputs; None on a CPU, where nobody counts."""
     if device.type != "cuda":
         return None
-    call()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     call()
@@ -51,10 +50,9 @@ def peak_bytes(call: Call, device: torch.device) -> int | None:
 def _on_gpu(call: Call) -> Times:
     from triton.testing import do_bench
 
-    call()
     first = _wall_ms(call)
     if first > SLOW_MS:
-        again = [first, *(_wall_ms(call) for _ in range(2))]
+        again = [first, *(_wall_ms(call) for _ in range(2 if first < VERY_SLOW_MS else 0))]
         return Times(min(again), statistics.median(again), max(again))
     low, middle, high = do_bench(call, warmup=10, rep=60, quantiles=[0.0, 0.5, 1.0])
     return Times(low, middle, high)

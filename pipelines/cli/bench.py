@@ -25,7 +25,7 @@ class _Shape(click.ParamType):
 
 @click.command(cls=Command)
 @click.option("-o", "--output", metavar="FILE", help="Also write all rows as CSV, with machine, versions and date.")
-@click.option("--quick", is_flag=True, help="Few small shapes, few runs: a first look, under half a minute.")
+@click.option("--quick", is_flag=True, help="Few small shapes, few runs: a first look, some 15 s on 2 CPU cores.")
 @click.option(
     "--shape",
     "shapes",
