@@ -42,9 +42,11 @@ PLANS = {
 def main() -> int:
     """Check, then run what the arguments ask for; the exit code is 1 when the check fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=list(PLANS), choices=list(PLANS))
+    parser.add_argument("what", nargs="*", metavar="table|lengths", help="default: both")
     parser.add_argument("--dry", action="store_true", help="save nothing")
     arguments = parser.parse_args()
+    if unknown := set(arguments.what) - set(PLANS):
+        parser.error(f"{', '.join(sorted(unknown))}: expected {' or '.join(PLANS)}")
     if not torch.cuda.is_available():
         print("This script needs a CUDA device.")
         return 1
@@ -55,7 +57,7 @@ def main() -> int:
     rows = []
     try:
         with shown(COLUMNS) as show:
-            for name in arguments.what:
+            for name in arguments.what or PLANS:
                 for row in measure(PLANS[name], device, check(PLANS[name], device)):
                     show(row)
                     rows.append({**row, **machine})

@@ -82,3 +82,8 @@ def test_nothing_is_saved_when_asked_or_when_the_check_fails(
 def test_without_a_gpu(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run(script, monkeypatch) == 1
+
+
+def test_wrong_usage(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(script, monkeypatch, "tables")
