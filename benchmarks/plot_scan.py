@@ -133,11 +133,11 @@ def draw_lengths(rows: Rows, style: Style) -> Figure:
         note(axes, lengths[-1], floor[-1], f"floor: {label}", style.text)
     ends = []
     for peer in ("PyTorch scan", "FlashAttention", "mamba_ssm"):
-        points = [(int(row["L"]), float(row["peer_ms"])) for row in mine if row["peer"] == peer]
-        if points:
-            x, y = zip(*points, strict=True)
+        its = [row for row in mine if row["peer"] == peer]
+        if its:
+            x, y = [int(row["L"]) for row in its], [float(row["peer_ms"]) for row in its]
             axes.plot(x, y, color=style.lines[peer], marker=MARKERS[peer], ms=4.5, lw=1.8)
-            ends.append((peer, x[-1], y[-1], y[-1] / float(newest[str(x[-1])]["ours_ms"])))
+            ends.append((peer, x[-1], y[-1], y[-1] / float(its[-1]["ours_ms"])))  # within one run
     axes.plot(lengths, ours, color=style.lines[OURS], marker=MARKERS[OURS], ms=5.5, lw=2.4, zorder=5)
     note(axes, lengths[-1], ours[-1], OURS, style.lines[OURS], weight="bold")
     for peer, x, y, ratio in ends:

@@ -222,3 +222,16 @@ def test_a_terminal_sees_a_table(capsys: pytest.CaptureFixture[str], monkeypatch
     first, second = (" ".join(line.split()) for line in out.splitlines()[1:3])
     assert first == "selective_scan forward 1, 131,072, 512, 16 bf16 0.8 mamba_ssm 1.6 2.00x 0.136 / 0.268 152"
     assert second == "FlashAttention 1.6 2.00x"
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(run: Any, tmp_path: Path) -> None:
+    target = tmp_path / "times.csv"
+    result = run("bench", "--device", "cuda", "--shape", "2x257x128", "--peer", "FlashAttention", *LOOPS, "-o", target)
+    assert result.code == 0, result.err
+    with target.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["peer"] for row in rows if row["op"] == "selective_scan"} == {"FlashAttention", "torch loop"}
+    assert {row["dtype"] for row in rows} == {"bf16"}
+    assert all(int(row["peak_bytes"]) > 0 and float(row["byte_floor_ms"] or 1) > 0 for row in rows)
+    assert all(row["gpu"] == torch.cuda.get_device_name() and row["driver"] != "NA" for row in rows)
