@@ -27,6 +27,8 @@ from mamba_seq.pipelines.bench.plan import DIRECTIONS
 HEAD = 64
 LONGEST_LOOP = {"cuda": 4096, "cpu": 16384}
 """Most steps of a loop in Python, where a call takes about a second."""
+MOST_SLICED = {"cuda": 1e12, "cpu": 1e10}
+"""Most steps times state updates where every step's slice gets a gradient of full length, some 7 seconds on a CPU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Peer:
     """Copies of (B, L, D, N) in float32 that a forward and a backward pass hold at a time."""
     loops: bool = False
     """Whether it is a loop over the steps in Python."""
+    slices: bool = False
+    """Whether its backward pass grows with the square of the length, as a loop over slices does."""
     longest: int | None = None
     """Most steps, where more would take seconds."""
     on_cpu: bool = False
@@ -68,6 +72,8 @@ class Peer:
         longest = LONGEST_LOOP[case.device.type] if self.loops else self.longest
         if longest is not None and longest < case.L:
             return f"more than {longest:,} steps would take seconds"
+        if self.slices and direction == "backward" and case.L * case.updates > MOST_SLICED[case.device.type]:
+            return "its time grows with the square of the length, and would be many seconds"
         needed = self.copies[DIRECTIONS.index(direction)] * 4 * case.updates
         if needed > 0.6 * free_memory(case.device):
             return f"its states would take {needed / 1e9:.0f} GB"
@@ -222,6 +228,7 @@ PEERS: Final[tuple[Peer, ...]] = (
         *("transformers", "selective_scan", transformers_scan, "transformers", _TRANSFORMERS),
         copies=(4, 10),
         loops=True,
+        slices=True,
         float32_inside=False,
     ),
     Peer(
@@ -247,6 +254,7 @@ PEERS: Final[tuple[Peer, ...]] = (
         *("transformers", "block", transformers_block, "transformers", _TRANSFORMERS),
         copies=(4, 10),
         loops=True,
+        slices=True,
         float32_inside=False,
     ),
     Peer("mambapy", "block", mambapy_block, "mambapy", _MAMBAPY, copies=(8, 12), float32_inside=False),
