@@ -6,7 +6,7 @@ Whole sequence, chunk after chunk (`state`, `return_state`) and `step` agree to 
 """
 
 import math
-from typing import cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,20 @@ from torch.utils.checkpoint import checkpoint
 from mamba_seq.block import Mamba, MambaState
 from mamba_seq.cache_chunks import chunk_length
 from mamba_seq.config import MambaConfig
+from mamba_seq.fused_step import fused_step
+from mamba_seq.inner import Keep
 from mamba_seq.padding import at_least_float32, check_layout
 
 BackboneState = list[MambaState]
 """One state a block, first block first."""
+
+Recompute = Literal["auto", "nothing", "inner", "segments"]
+RECOMPUTE: tuple[Recompute, ...] = get_args(Recompute)
+
+SEGMENT_ELEMENTS = 1 << 26
+"""Positions times channels D of a segment: 128 MiB a tensor in 16 bits, and enough to fill a GPU."""
+SHORTEST_SEGMENT = 2048
+"""Segments are multiples of this, and no shorter."""
 
 
 class Backbone(nn.Module):
@@ -28,12 +38,20 @@ class Backbone(nn.Module):
         gradient_checkpointing: keep only the residual stream of every k-th block for the backward pass, and compute the
             blocks again from it there: the same gradients for less memory and one more forward pass. True is every
             block, an integer every k-th, False (as it starts) none. Not part of a saved model.
+        recompute: what the backward pass computes again instead of keeping it, all giving the same gradients to
+            rounding. "nothing" keeps what autograd does. "inner" keeps of a selective block its input, both
+            projections of it and the scan's states, and makes the rest again inside its backward pass, which costs
+            little. "segments" keeps of every block its input alone, or with `gradient_checkpointing` that of every
+            k-th, and runs it forward and backward segment after segment of the sequence with the state carried, so
+            that what one block needs for the moment is of a segment; it costs one more forward pass. "auto" (as it
+            starts) is "inner" on CUDA and "nothing" elsewhere. Not part of a saved model.
     """
 
     def __init__(self, config: MambaConfig) -> None:
         super().__init__()
         self.config = config
         self.gradient_checkpointing: bool | int = False
+        self.recompute: Recompute = "auto"
         self.layers = nn.ModuleList(ResidualBlock(config) for _ in range(config.n_layer))
         self.norm = make_norm(config)
         with torch.no_grad():
@@ -76,8 +94,11 @@ class Backbone(nn.Module):
         chunk = chunk_length(hidden, self.config)
         if cu_seqlens is None and chunk < hidden.shape[1] and not self.training:  # dropout would draw other numbers
             return self._in_chunks(chunk, hidden, mask, state, return_state)
-        size = self._segment_size()
         residual = self._residual(hidden)
+        if self._recompute() == "segments":
+            length = residual.shape[1] if cu_seqlens is not None else segment_length(residual, self.config)
+            return self._in_segments(length, residual, mask, state, return_state, cu_seqlens)
+        size = self._group_size()
         new_state: BackboneState = []
         for first in range(0, len(self.layers), size):
             blocks = slice(first, first + size)
@@ -89,6 +110,46 @@ class Backbone(nn.Module):
                 residual, after = self._run(*arguments)
             new_state += after
         out = self.norm(residual.to(self.norm.weight.dtype))
+        return (out, new_state) if return_state else out
+
+    def _in_segments(
+        self,
+        length: int,
+        residual: Tensor,
+        mask: Tensor | None,
+        state: BackboneState | None,
+        return_state: bool,
+        cu_seqlens: Tensor | None,
+    ) -> Tensor | tuple[Tensor, BackboneState]:
+        """Do what `forward` does, `length` positions at a time, keeping the residual stream in front of the blocks.
+
+        The stream stays in pieces from the first block to the last: bringing them together would copy it at every one.
+        """
+        pieces = list(residual.split(length, dim=1))
+        masks = [None] * len(pieces) if mask is None else list(mask.split(length, dim=1))
+        size = max(1, int(self.gradient_checkpointing))
+        carries = return_state or len(pieces) > 1
+        draws = self.training and self.config.dropout > 0
+        new_state: BackboneState = []
+        for first in range(0, len(self.layers), size):
+            blocks = slice(first, first + size)
+            carried = None if state is None else state[blocks]
+            for i, real in enumerate(masks):
+                pieces[i], after = checkpoint(
+                    self._run,
+                    blocks,
+                    pieces[i],
+                    real,
+                    carried,
+                    carries,
+                    cu_seqlens,
+                    use_reentrant=False,
+                    preserve_rng_state=draws,
+                )
+                carried = after if carries else None
+            new_state += after
+        normed = [checkpoint(self._normalise, piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
+        out = normed[0] if len(normed) == 1 else torch.cat(normed, dim=1)
         return (out, new_state) if return_state else out
 
     def _in_chunks(
@@ -109,6 +170,9 @@ class Backbone(nn.Module):
         """Advance every block one position, changing `state` in place; (B, d_model) to (B, d_model), no gradient."""
         self._check_state(state)
         residual = self._residual(hidden)
+        fused = fused_step(self, residual, state)
+        if fused is not None:
+            return fused
         for block, block_state in zip(self.blocks, state, strict=True):
             residual = block.step(residual, block_state)
         out: Tensor = self.norm(residual.to(self.norm.weight.dtype))
@@ -129,8 +193,9 @@ class Backbone(nn.Module):
     ) -> tuple[Tensor, BackboneState]:
         """Run some of the blocks; return the residual stream (B, L, d_model), and their states if asked for."""
         new_state: BackboneState = []
+        keep = self._keep()
         for i, layer in enumerate(self.blocks[blocks]):
-            residual = layer(residual, mask, None if state is None else state[i], return_state, cu_seqlens)
+            residual = layer(residual, mask, None if state is None else state[i], return_state, cu_seqlens, keep)
             if return_state:
                 residual, layer_state = residual
                 new_state.append(layer_state)
@@ -139,12 +204,30 @@ class Backbone(nn.Module):
     def _checkpoints(self) -> bool:
         return bool(self.gradient_checkpointing) and torch.is_grad_enabled()
 
-    def _segment_size(self) -> int:
-        """Return how many blocks run at once: those between two checkpoints, or all."""
+    def _recompute(self) -> Recompute:
+        """Return what the backward pass computes again, "nothing" where there is none, after a check."""
         if self.gradient_checkpointing < 0:
             raise ValueError(
                 f"gradient_checkpointing is {self.gradient_checkpointing}, expected True, False or a number of blocks"
             )
+        if self.recompute not in RECOMPUTE:
+            raise ValueError(f"recompute is {self.recompute!r}, expected one of {', '.join(map(repr, RECOMPUTE))}")
+        return self.recompute if torch.is_grad_enabled() else "nothing"
+
+    def _keep(self) -> Keep:
+        """Return what a block keeps: where all of it runs again before its backward pass, nothing is made twice."""
+        if self.recompute == "nothing":
+            return "autograd"
+        if self.recompute == "auto" and self.norm.weight.device.type != "cuda":
+            return "autograd"
+        return "everything" if self.recompute == "segments" or self._checkpoints() else "little"
+
+    def _normalise(self, residual: Tensor) -> Tensor:
+        out: Tensor = self.norm(residual.to(self.norm.weight.dtype))
+        return out
+
+    def _group_size(self) -> int:
+        """Return how many blocks run at once: those between two checkpoints, or all."""
         return int(self.gradient_checkpointing) if self._checkpoints() else len(self.layers)
 
     def _residual(self, hidden: Tensor) -> Tensor:
@@ -179,9 +262,10 @@ class ResidualBlock(nn.Module):
         state: MambaState | None,
         return_state: bool,
         cu_seqlens: Tensor | None = None,
+        keep: Keep = "auto",
     ) -> Tensor | tuple[Tensor, MambaState]:
         """Take and return the residual stream (B, L, d_model), and the block's state if asked for."""
-        out = self.mixer(self.norm(residual.to(self.norm.weight.dtype)), mask, state, return_state, cu_seqlens)
+        out: Any = self.mixer.forward_normed(residual, self.norm, mask, state, return_state, cu_seqlens, keep)
         if return_state:
             return residual + self.dropout(out[0]), out[1]
         return residual + self.dropout(out)
@@ -189,6 +273,12 @@ class ResidualBlock(nn.Module):
     def step(self, residual: Tensor, state: MambaState) -> Tensor:
         """Advance one position of the residual stream (B, d_model), changing `state` in place."""
         return residual + self.mixer.step(self.norm(residual.to(self.norm.weight.dtype)), state)
+
+
+def segment_length(residual: Tensor, config: MambaConfig) -> int:
+    """Return how many positions of (B, L, d_model) go through a block at a time; L or more for all at once."""
+    positions = SEGMENT_ELEMENTS // max(1, residual.shape[0] * config.d_inner)
+    return max(SHORTEST_SEGMENT, positions // SHORTEST_SEGMENT * SHORTEST_SEGMENT)
 
 
 def make_norm(config: MambaConfig) -> nn.RMSNorm | nn.LayerNorm:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from mamba_seq.config import MambaConfig
 from mamba_seq.history import continue_at_first, last_inputs
+from mamba_seq.inner import NO_STEP, Keep, Layout, Weights, as_complex, inside, is_plain, normed_projection, runs_inside
 from mamba_seq.kernels import (
     causal_conv1d,
     causal_conv1d_update,
@@ -33,12 +34,9 @@ from mamba_seq.kernels import (
 )
 from mamba_seq.kernels.time_invariant_scan import step_parameters
 from mamba_seq.kernels.time_invariant_scan.initialisation import s4d_lin, s4d_real
-from mamba_seq.padding import at_least_float32, check_layout
+from mamba_seq.padding import check_layout
 from mamba_seq.saving import FLOAT32_PARAMETERS
 from mamba_seq.time_invariant import Parameters, scan_packed, scan_padded, scan_whole
-
-NO_STEP = -1e4
-"""A raw delta whose softplus is exactly 0 in float32: the state passes a masked position unchanged."""
 
 
 class MambaState(NamedTuple):
@@ -115,6 +113,7 @@ class Mamba(nn.Module):
         state: MambaState | None = None,
         return_state: bool = False,
         cu_seqlens: Tensor | None = None,
+        keep: Keep = "auto",
     ) -> Tensor | tuple[Tensor, MambaState]:
         """Run the block over a sequence, or over a chunk that continues `state`.
 
@@ -126,6 +125,11 @@ class Mamba(nn.Module):
             return_state: also return the state after the last real position.
             cu_seqlens: boundaries (S+1,) int32 of S sequences laid end to end along L with B = 1, strictly increasing
                 from 0 to L; nothing passes from one sequence to the next, and states are (S, ...). Not with a mask.
+            keep: what a selective block keeps for its backward pass, the rest being computed again there: all that
+                autograd does ("autograd"), in_proj's and x_proj's outputs and the scan's states ("little"), or these,
+                u, delta and y ("everything"). "auto" is little on CUDA, else autograd, and so is what cannot be kept
+                otherwise: time-invariant blocks, float64, a compiled program, padding in a chunk that continues a
+                state.
 
         Returns:
             (B, L, d_model), and the state if asked for. Outputs at masked positions are without meaning.
@@ -134,7 +138,38 @@ class Mamba(nn.Module):
             ValueError: for a mask of another shape or type, a mask and boundaries, or boundaries that are none.
         """
         check_layout(hidden, mask, cu_seqlens)
-        x, z = self.in_proj(hidden).chunk(2, dim=-1)
+        return self._mix(self.in_proj(hidden), mask, state, return_state, cu_seqlens, keep)
+
+    def forward_normed(
+        self,
+        residual: Tensor,
+        norm: nn.RMSNorm | nn.LayerNorm,
+        mask: Tensor | None,
+        state: MambaState | None,
+        return_state: bool,
+        cu_seqlens: Tensor | None,
+        keep: Keep,
+    ) -> Tensor | tuple[Tensor, MambaState]:
+        """Do what `forward` does on `norm(residual)`, of which only `residual` (B, L, d_model) is kept where it can."""
+        if not (is_plain(self.in_proj) and self._runs_inside(residual, keep, mask, state)):
+            return self.forward(norm(residual.to(norm.weight.dtype)), mask, state, return_state, cu_seqlens, keep)
+        check_layout(residual, mask, cu_seqlens)
+        xz = normed_projection(residual, norm, self.in_proj)
+        return self._mix(xz, mask, state, return_state, cu_seqlens, keep)
+
+    def _mix(
+        self,
+        xz: Tensor,
+        mask: Tensor | None,
+        state: MambaState | None,
+        return_state: bool,
+        cu_seqlens: Tensor | None,
+        keep: Keep,
+    ) -> Tensor | tuple[Tensor, MambaState]:
+        """Do what `forward` does after in_proj, from its output (B, L, 2 D)."""
+        if self._runs_inside(xz, keep, mask, state):
+            return self._inside(xz, mask, state, return_state, cu_seqlens, keep)
+        x, z = xz.chunk(2, dim=-1)
         conv_state = None if state is None else state.conv.to(x.dtype)
         if mask is not None:
             x = x.masked_fill(~mask[..., None], 0)
@@ -159,6 +194,38 @@ class Mamba(nn.Module):
             return out
         conv_state = last_inputs(x, self.config.d_conv, conv_state, mask, cu_seqlens)
         return out, MambaState(conv_state, cast("Tensor", ssm_state), self._discrete())
+
+    def _runs_inside(self, like: Tensor, keep: Keep, mask: Tensor | None, state: MambaState | None) -> bool:
+        """Tell whether the part after in_proj goes through a backward pass of its own."""
+        if not self.config.is_selective or not runs_inside(like, keep, mask, None if state is None else state.conv):
+            return False
+        learns = like.requires_grad or any(p.requires_grad for p in self.parameters())
+        return learns and is_plain(self.x_proj, self.dt_proj, self.out_proj)
+
+    def _inside(
+        self,
+        xz: Tensor,
+        mask: Tensor | None,
+        state: MambaState | None,
+        return_state: bool,
+        cu_seqlens: Tensor | None,
+        keep: Keep,
+    ) -> Tensor | tuple[Tensor, MambaState]:
+        """Do what `_mix` does with a backward pass of its own."""
+        weights = Weights(
+            self.conv_weight,
+            self.conv_bias,
+            self.x_proj.weight,
+            self.dt_proj.weight,
+            self._state_matrix(),
+            self.D,
+            self.dt_bias,
+            self.out_proj.weight,
+            self.out_proj.bias,
+        )
+        before = (None, None) if state is None else (state.conv.to(xz.dtype), state.ssm)
+        out, conv, ssm = inside(xz, weights, Layout(mask, cu_seqlens, *before), return_state, keep)
+        return (out, MambaState(cast("Tensor", conv), ssm)) if return_state else out
 
     @torch.no_grad()
     def step(self, hidden: Tensor, state: MambaState) -> Tensor:
@@ -262,12 +329,6 @@ class Mamba(nn.Module):
 
         super()._apply(keep_float32, recurse)
         return self
-
-
-def as_complex(pairs: Tensor) -> Tensor:
-    """Return real numbers (..., 2) as complex ones (...), at least of single precision."""
-    # not a view: that needs an even offset in memory, which a part of a projection may not have
-    return torch.complex(*at_least_float32(pairs).unbind(-1))
 
 
 def inverse_softplus(x: Tensor) -> Tensor:

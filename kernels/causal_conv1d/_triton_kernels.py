@@ -67,6 +67,8 @@ def convolution_gradients(
     state,
     pieces,
     cu_seqlens,
+    dx_batch,
+    dx_row,
     dy_batch,
     dy_row,
     x_batch,
@@ -90,7 +92,7 @@ def convolution_gradients(
     taps, offset = load_weights(weight, bias, d, inside, K, HAS_BIAS)
     x += batch * x_batch + d
     dy += batch * dy_batch + d
-    dx += batch * length * channels + d
+    dx += batch * dx_batch + d
     if HAS_STATE:
         dstate += (sequence * channels + d) * (K - 1)
     window = load_window(x, state, sequence, first, start, x_row, channels, d, inside, K, HAS_STATE)
@@ -128,7 +130,7 @@ def convolution_gradients(
                 total += taps[K - 1 - k] * gs[i + k]
             s_time = t + i - (K - 1)
             here = inside & (s_time >= start) & (s_time < end)
-            tl.store(dx + s_time.to(tl.int64) * channels, total.to(dx.dtype.element_ty), mask=here)
+            tl.store(dx + s_time.to(tl.int64) * dx_row, total.to(dx.dtype.element_ty), mask=here)
             if HAS_STATE:
                 here = inside & (start == first) & (s_time < first)
                 tl.store(dstate + (t + i - first), total.to(dstate.dtype.element_ty), mask=here)

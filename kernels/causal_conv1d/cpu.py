@@ -81,8 +81,9 @@ def backward(
     activation: str | None,
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None = None,
+    dx: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """Differentiate `forward`, recomputing what was before the activation.
+    """Differentiate `forward`, recomputing what was before the activation; dx is written to its argument if given.
 
     Returns:
         dx, dweight, dbias, dinitial_state, each like its input; None where the input was None.
@@ -90,7 +91,7 @@ def backward(
     batch, length, channels = x.shape
     K = weight.shape[1]
     taps, offset = _over_lanes(weight), _pad(bias)
-    dx = empty(batch, length, channels, dtype=x.dtype)
+    dx = empty(batch, length, channels, dtype=x.dtype) if dx is None else dx
     dhistory = None if initial_state is None else empty(len(initial_state), K - 1, channels)
     sums = zeros(K + 1, taps.shape[1])
     workers = _workers(x)

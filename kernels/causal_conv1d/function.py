@@ -3,10 +3,11 @@
 A backend module (`cpu`, `triton`) offers two functions, without autograd:
 
     forward(x, weight, bias, activation, initial_state[, cu_seqlens]) -> y (B, L, D)
-    backward(dy, x, weight, bias, activation, initial_state[, cu_seqlens])
+    backward(dy, x, weight, bias, activation, initial_state[, cu_seqlens][, dx])
         -> dx, dweight, dbias, dinitial_state; None where the input was None
 
-`cu_seqlens` is given only where sequences are packed.
+`cu_seqlens` is given only where sequences are packed, `dx` where the caller has a place (B, L, D) for it, with unit
+stride along D.
 The pre-activation is recomputed in the backward pass, so only inputs are kept. `library.py` makes torch.library
 operators of the same functions.
 """
@@ -46,10 +47,14 @@ def run_backward(
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
     backend: str,
+    dx: Tensor | None = None,
 ) -> list[Tensor]:
-    """Return the gradients of the tensors that `run` was given, in order, none for those that were None."""
+    """Return the gradients of the tensors that `run` was given, in order, none for those that were None.
+
+    That of x is written to `dx` (B, L, D) if given, which may be a part of wider rows.
+    """
     gradients = implementation("causal_conv1d", backend).backward(
-        dy, x, weight, bias, activation, initial_state, **_packed(cu_seqlens)
+        dy, x, weight, bias, activation, initial_state, **_packed(cu_seqlens), **({} if dx is None else {"dx": dx})
     )
     return [g for g in gradients if g is not None]
 

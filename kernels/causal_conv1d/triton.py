@@ -50,21 +50,26 @@ def backward(
     activation: str | None,
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None = None,
+    dx: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Return the gradients of x, weight, bias and initial_state; None for an input that was None."""
+    """Return the gradients of x, weight, bias and initial_state; None for an input that was None.
+
+    That of x is written to `dx` (B, L, D) if given, whose rows may lie apart.
+    """
     x, dy = rows(x), rows(dy)
     B, L, D = x.shape
     K = weight.shape[1]
     stretch = steps_a_program(x)
     parts, pieces = cut(x, stretch, cu_seqlens)
-    dx = x.new_empty((B, L, D))
+    dx = x.new_empty((B, L, D)) if dx is None else dx
+    assert dx.stride(2) == 1, "the kernel writes channels side by side"
     dweight = x.new_empty((parts, K, D), dtype=torch.float32)
     dbias = None if bias is None else x.new_empty((parts, D), dtype=torch.float32)
     dstate = None if initial_state is None else x.new_empty(initial_state.shape)
     with torch.cuda.device_of(x):
         _triton_kernels.convolution_gradients[(triton.cdiv(D, BLOCK_D) * parts,)](
             dx, dweight, dbias, dstate, dy, x, weight.contiguous(), contiguous(bias), contiguous(initial_state),
-            pieces, contiguous(cu_seqlens), dy.stride(0), dy.stride(1), x.stride(0), x.stride(1), L, D, stretch,
+            pieces, contiguous(cu_seqlens), *dx.stride()[:2], *dy.stride()[:2], *x.stride()[:2], L, D, stretch,
             **switches(weight, bias, activation, initial_state, cu_seqlens), num_warps=1,
         )  # fmt: skip
     return (

@@ -9,9 +9,8 @@ tile was kept by the forward pass. Over a tile it
 3. takes the groups in reverse: recomputes a group's states and decays, holds both in registers, and runs the adjoint
    through them. So a decay is computed twice, not three times, and nothing leaves the chip.
 
-Sums over channels (dB, dC) are needed at every step. Lanes exchange halves: of the GROUP steps times {dB, dC}, half of
-the values move to one half of the lanes at each exchange, so that every lane adds up and stores something else at the
-end, and half as many values are left to exchange each time.
+Sums over channels (dB, dC) are needed at every step. Lanes leave their shares of a group in shared memory and each adds
+up a few columns of them, which takes half the instructions of exchanges between lanes.
 """
 # ruff: noqa: RUF005
 # mypy: ignore-errors
@@ -24,18 +23,24 @@ from triton.experimental.gluon import language as gl
 from mamba_seq.kernels.selective_scan._gluon_tiles import (
     LOG2E,
     SIZES,
-    exchange_halves,
+    exchange,
     exp2,
     fill,
+    lanes_layout,
     load_layout,
     locate,
     new_tile,
     sigmoid,
     softplus,
+    softplus_and_slope,
     state_layout,
+    sum_over_states,
 )
 
 LN2 = gl.constexpr(0.6931471805599453)
+SHARED_ROWS = gl.constexpr(
+    gl.SwizzledSharedLayout(4, 2, 4, [1, 0])
+)  # rows (..., N), by 16 bytes a lane without conflicts
 
 
 @gluon.jit(do_not_specialize=SIZES)
@@ -62,6 +67,7 @@ def adjoint_chunks(
     width,
     chunk,
     n_chunks,
+    batches,
     N: gl.constexpr,
     SOFTPLUS: gl.constexpr,
     HAS_Z: gl.constexpr,
@@ -72,7 +78,7 @@ def adjoint_chunks(
     STEPS: gl.constexpr,
     num_warps: gl.constexpr,
 ):
-    # adjoints (B, chunks + 1, D, N)[:, c] <- gradient of the state before chunk c, as far as it comes from the outputs
+    # adjoints (chunks + 1, B, D, N)[c] <- gradient of the state before chunk c, as far as it comes from the outputs
     # of this chunk; sums (B, chunks, D) <- sum of step sizes
     tile: gl.constexpr = state_layout(N, SD, SN, num_warps)
     over_d: gl.constexpr = gl.SliceLayout(1, tile)
@@ -137,7 +143,7 @@ def adjoint_chunks(
                 total += dt_now
         first -= T
 
-    gl.store(adjoints + (batch * (n_chunks + 1) + c) * channels * N + state_at, carry, mask=inside)
+    gl.store(adjoints + (c * batches + batch) * channels * N + state_at, carry, mask=inside)
     gl.store(sums + (batch * n_chunks + c) * channels + d, total, mask=d < channels)
 
 
@@ -158,9 +164,7 @@ def gradients(
     ddelta,
     dz,
     dBC,
-    dA,
-    dD,
-    dbias,
+    weights,
     dy_batch,
     dy_row,
     u_batch,
@@ -175,6 +179,8 @@ def gradients(
     C_batch,
     C_row,
     C_group,
+    dz_batch,
+    dz_row,
     batches,
     length,
     channels,
@@ -191,18 +197,18 @@ def gradients(
     STEPS: gl.constexpr,
     num_warps: gl.constexpr,
 ):
-    # from kept (B, ceil(L / T) + 1, D, N) and adjoints (B, chunks + 1, D, N)[:, c + 1]: du, ddelta, dz (B, L, D);
-    # partial sums dBC (D / 32, B, L, 2, N), dA (B chunks, D, N), dD and dbias (B chunks, D)
+    # from kept (ceil(L / T) + 1, B, D, N) and adjoints (chunks + 1, B, D, N)[c + 1]: du, ddelta, dz (B, L, D);
+    # partial sums dBC (D / 32, B, L, 2, N), and in one row of D (N + 2) an item and chunk dA (D, N), dD and dbias (D,)
     gl.static_assert(num_warps == 1)
     GROUP: gl.constexpr = STEPS
     GROUPS: gl.constexpr = T // GROUP
     LN: gl.constexpr = N // SN
+    FINISHED: gl.constexpr = min(LN, 2)  # steps that the lanes of a channel finish at a time
     tile: gl.constexpr = state_layout(N, SD, SN, num_warps)
     over_d: gl.constexpr = gl.SliceLayout(1, tile)
     over_n: gl.constexpr = gl.SliceLayout(0, tile)
     rows: gl.constexpr = load_layout(BLOCK_D, 8, num_warps)
     projections: gl.constexpr = load_layout(N, 4, num_warps)
-    shared_state: gl.constexpr = gl.SwizzledSharedLayout(4, 2, 4, [1, 0])
 
     block, c, batch, start, end = locate(channels, chunk, n_chunks, length, BLOCK_D)
 
@@ -212,11 +218,16 @@ def gradients(
     d_inside = d < channels
     inside = d_inside[:, None]
     a2 = gl.load(A + state_at, mask=inside, other=0.0) * LOG2E
-    skip = gl.load(D + d, mask=d_inside, other=0.0)
-    carry = gl.load(adjoints + (batch * (n_chunks + 1) + c + 1) * channels * N + state_at, mask=inside, other=0.0)
+    carry = gl.load(adjoints + ((c + 1) * batches + batch) * channels * N + state_at, mask=inside, other=0.0)
     dA_sum = gl.zeros([BLOCK_D, N], gl.float32, layout=tile)
-    dD_sum = gl.zeros([BLOCK_D], gl.float32, layout=over_d)
-    dbias_sum = gl.zeros([BLOCK_D], gl.float32, layout=over_d)
+
+    by_lane: gl.constexpr = lanes_layout(N, SD, SN)
+    lane = gl.arange(0, LN, layout=gl.SliceLayout(0, by_lane))[None, :]  # of those that share a channel
+    d_lane = block * BLOCK_D + gl.arange(0, BLOCK_D, layout=gl.SliceLayout(1, by_lane))[:, None]
+    mine = (d_lane < channels) & (lane < FINISHED)
+    skip = gl.load(D + d_lane, mask=d_lane < channels, other=0.0)
+    dD_sum = gl.zeros([BLOCK_D, LN], gl.float32, layout=by_lane)
+    dbias_sum = gl.zeros([BLOCK_D, LN], gl.float32, layout=by_lane)
 
     d_row = block * BLOCK_D + gl.arange(0, BLOCK_D, layout=gl.SliceLayout(0, rows))
     t_row = gl.arange(0, T, layout=gl.SliceLayout(1, rows))
@@ -227,7 +238,7 @@ def gradients(
     group = block * BLOCK_D // width
 
     dt_tile = new_tile(T, BLOCK_D)
-    x_tile = new_tile(T, BLOCK_D)
+    x_tile = new_tile(T, BLOCK_D, u.dtype.element_ty)  # as it came: room for one more warp
     g_tile = new_tile(T, BLOCK_D)
     B_tile = new_tile(T, N)
     C_tile = new_tile(T, N)
@@ -235,7 +246,8 @@ def gradients(
         w_tile = new_tile(T, BLOCK_D)
     if SOFTPLUS:
         s_tile = new_tile(T, BLOCK_D)
-    scratch = gl.allocate_shared_memory(gl.float32, [max(T // GROUP - 2, 1), BLOCK_D, N], shared_state)
+    scratch = gl.allocate_shared_memory(gl.float32, [max(T // GROUP - 2, 1), BLOCK_D, N], SHARED_ROWS)
+    sums_scratch = gl.allocate_shared_memory(gl.float32, [2 * GROUP * BLOCK_D // SD, N], SHARED_ROWS)
 
     dy += batch * dy_batch
     u += batch * u_batch
@@ -243,6 +255,7 @@ def gradients(
     z += batch * z_batch
     B += batch * B_batch + group * B_group
     C += batch * C_batch + group * C_group
+    dz += batch * dz_batch
     dBC += (block * batches + batch) * length * 2 * N
 
     first = start + (end - start - 1) // T * T
@@ -250,7 +263,7 @@ def gradients(
         at = first.to(gl.int64) + t_row
         here = (at < end)[:, None] & d_in[None, :]
         raw = gl.load(delta + at[:, None] * delta_row + d_row[None, :], mask=here, other=0.0)
-        x = gl.load(u + at[:, None] * u_row + d_row[None, :], mask=here, other=0.0).to(gl.float32)
+        x = gl.load(u + at[:, None] * u_row + d_row[None, :], mask=here, other=0.0)
         g = gl.load(dy + at[:, None] * dy_row + d_row[None, :], mask=here, other=0.0).to(gl.float32)
         at_pro = first.to(gl.int64) + t_pro
         here_pro = (at_pro < end)[:, None]
@@ -259,13 +272,14 @@ def gradients(
         if HAS_Z:
             gate = gl.load(z + at[:, None] * z_row + d_row[None, :], mask=here, other=0.0).to(gl.float32)
         out_tile = (batch * length + first) * channels  # the rest of an offset fits 32 bits
-        kept_here = kept + (batch * (gl.cdiv(length, T) + 1) + first // T) * channels * N + state_at
+        dz_tile = first.to(gl.int64) * dz_row
+        kept_here = kept + (first // T * batches + batch) * channels * N + state_at
         h = gl.load(kept_here, mask=inside, other=0.0)
         gl.thread_barrier()
         dt = raw.to(gl.float32) + step_bias
         if SOFTPLUS:
-            fill(s_tile, sigmoid(dt))
-            dt = softplus(dt)
+            dt, slope = softplus_and_slope(dt)
+            fill(s_tile, slope)
         fill(dt_tile, gl.where(here, dt, 0.0))
         fill(x_tile, x)
         if HAS_Z:
@@ -285,7 +299,7 @@ def gradients(
             for i in gl.static_range(GROUP):
                 t = k * GROUP + i
                 dt_now = dt_tile.index(t).load(over_d)
-                v = dt_now * x_tile.index(t).load(over_d)
+                v = dt_now * x_tile.index(t).load(over_d).to(gl.float32)
                 b = B_tile.index(t).load(over_n)
                 h = exp2(dt_now[:, None] * a2) * h + v[:, None] * b[None, :]
         gl.thread_barrier()
@@ -297,59 +311,97 @@ def gradients(
             for i in gl.static_range(GROUP):
                 t = k * GROUP + i
                 dt_now = dt_tile.index(t).load(over_d)
-                v = dt_now * x_tile.index(t).load(over_d)
+                v = dt_now * x_tile.index(t).load(over_d).to(gl.float32)
                 b = B_tile.index(t).load(over_n)
                 a = exp2(dt_now[:, None] * a2)
                 h = a * h + v[:, None] * b[None, :]
                 decays = decays + (a,)
                 states = states + (h,)
             parts = ()
+            outputs = ()
+            inputs = ()
+            exponents = ()
             for i in gl.static_range(GROUP - 1, -1, -1):
                 t = k * GROUP + i
-                here_now = d_inside & (first + t < end)
-                out_at = t * channels + d
                 dt_now = dt_tile.index(t).load(over_d)
-                x_now = x_tile.index(t).load(over_d)
+                x_now = x_tile.index(t).load(over_d).to(gl.float32)
                 g_now = g_tile.index(t).load(over_d)
                 b = B_tile.index(t).load(over_n)[None, :]
                 c_now = C_tile.index(t).load(over_n)[None, :]
                 if HAS_Z:
-                    y = gl.sum(states[i + 1] * c_now, axis=1) + skip * x_now
-                    y *= w_tile.index(t).load(over_d)
-                    gl.store(dz + out_tile + out_at, y.to(dz.dtype.element_ty), mask=here_now)
+                    outputs = (sum_over_states(states[i + 1] * c_now, SN),) + outputs
                 G = carry + g_now[:, None] * c_now
                 parts = parts + (
                     sum_in_lane(G * (dt_now * x_now)[:, None], SD),
                     sum_in_lane(states[i + 1] * g_now[:, None], SD),
                 )
-                through_input = gl.sum(G * b, axis=1)
-                gl.store(
-                    du + out_tile + out_at,
-                    (dt_now * through_input + skip * g_now).to(du.dtype.element_ty),
-                    mask=here_now,
-                )
+                inputs = (sum_over_states(G * b, SN),) + inputs
                 carry = decays[i] * G
                 d_exponent = carry * states[i]
                 dA_sum += d_exponent * dt_now[:, None]
-                d_dt = x_now * through_input + LN2 * gl.sum(d_exponent * a2, axis=1)
+                exponents = (sum_over_states(d_exponent * a2, SN),) + exponents
+            for i in gl.static_range(0, GROUP, FINISHED):
+                # a lane finishes one of the steps
+                t = k * GROUP + i
+                step = t + lane % FINISHED
+                here_now = mine & (first + step < end)
+                dt_here = for_lane(dt_tile, t, lane, over_d, by_lane, FINISHED)
+                x_here = for_lane(x_tile, t, lane, over_d, by_lane, FINISHED)
+                g_here = for_lane(g_tile, t, lane, over_d, by_lane, FINISHED)
+                through_input = sum_for_lane(inputs, i, lane, LN, FINISHED)
+                du_here = dt_here * through_input + skip * g_here
+                gl.store(du + out_tile + (step * channels + d_lane), du_here.to(du.dtype.element_ty), mask=here_now)
+                d_dt = x_here * through_input + LN2 * sum_for_lane(exponents, i, lane, LN, FINISHED)
                 if SOFTPLUS:
-                    d_dt *= s_tile.index(t).load(over_d)
-                gl.store(ddelta + out_tile + out_at, d_dt.to(ddelta.dtype.element_ty), mask=here_now)
-                dD_sum += g_now * x_now
+                    d_dt *= for_lane(s_tile, t, lane, over_d, by_lane, FINISHED)
+                gl.store(
+                    ddelta + out_tile + (step * channels + d_lane), d_dt.to(ddelta.dtype.element_ty), mask=here_now
+                )
+                if HAS_Z:
+                    y = sum_for_lane(outputs, i, lane, LN, FINISHED) + skip * x_here
+                    y *= for_lane(w_tile, t, lane, over_d, by_lane, FINISHED)
+                    gl.store(dz + dz_tile + (step * dz_row + d_lane), y.to(dz.dtype.element_ty), mask=here_now)
+                dD_sum += g_here * x_here
                 dbias_sum += gl.where(here_now, d_dt, 0.0)
-            store_sums(dBC, parts, first + k * GROUP, end, N, LN, GROUP, BLOCK_D, SD)
+            store_sums(dBC, parts, sums_scratch, first + k * GROUP, end, N, GROUP)
             if k > 1:
                 h = scratch.index(k - 2).load(tile)
             elif k == 1:
                 h = gl.load(kept_here, mask=inside, other=0.0)
         first -= T
 
-    part = batch * n_chunks + c
-    gl.store(dA + part * channels * N + state_at, dA_sum, mask=inside)
-    gl.store(dD + part * channels + d, dD_sum, mask=d_inside)
-    gl.store(dbias + part * channels + d, dbias_sum, mask=d_inside)
+    weights += (batch * n_chunks + c) * channels * (N + 2)
+    gl.store(weights + state_at, dA_sum, mask=inside)
+    d_once = block * BLOCK_D + gl.arange(0, BLOCK_D, layout=gl.SliceLayout(1, by_lane))
+    gl.store(weights + channels * N + d_once, gl.sum(gl.where(mine, dD_sum, 0.0), axis=1), mask=d_once < channels)
+    gl.store(weights + channels * (N + 1) + d_once, gl.sum(dbias_sum, axis=1), mask=d_once < channels)
     if n_chunks == 1:
-        gl.store(adjoints + batch * (n_chunks + 1) * channels * N + state_at, carry, mask=inside)
+        gl.store(adjoints + batch * channels * N + state_at, carry, mask=inside)
+
+
+@gluon.jit
+def for_lane(rows, t, lane, over_d: gl.constexpr, by_lane: gl.constexpr, FINISHED: gl.constexpr):
+    # of the rows t and t + 1 the one that a lane finishes (BLOCK_D, 1 or LN)
+    here: gl.constexpr = gl.SliceLayout(1, by_lane)
+    value = gl.convert_layout(rows.index(t).load(over_d).to(gl.float32), here, assert_trivial=True)[:, None]
+    if FINISHED == 2:
+        second = gl.convert_layout(rows.index(t + 1).load(over_d).to(gl.float32), here, assert_trivial=True)[:, None]
+        value = gl.where(lane % 2 == 1, second, value)
+    return value
+
+
+@gluon.jit
+def sum_for_lane(shares, i: gl.constexpr, lane, LN: gl.constexpr, FINISHED: gl.constexpr):
+    # the sum over the lanes of a channel of the share of the step that a lane finishes (BLOCK_D, LN)
+    value = shares[i]
+    if FINISHED == 2:
+        odd = lane % 2 == 1
+        value = gl.where(odd, shares[i + 1], shares[i]) + exchange(gl.where(odd, shares[i], shares[i + 1]), 1)
+        if LN >= 4:
+            value += exchange(value, 2)
+        if LN >= 8:
+            value += exchange(value, 4)
+    return value
 
 
 @gluon.jit
@@ -362,28 +414,50 @@ def sum_in_lane(x, SD: gl.constexpr):
 
 
 @gluon.jit
-def store_sums(
-    dBC,
-    parts,
-    first,
-    end,
-    N: gl.constexpr,
-    LN: gl.constexpr,
-    GROUP: gl.constexpr,
-    BLOCK_D: gl.constexpr,
-    SD: gl.constexpr,
-):
-    # parts: of the steps first + GROUP - 1 down to first, a lane's share of dB and of dC (BLOCK_D / SD, N)
-    ROWS: gl.constexpr = BLOCK_D // SD  # lanes along the channels
-    row_layout: gl.constexpr = gl.SliceLayout(1, parts[0].type.layout)
-    row = gl.arange(0, ROWS, layout=row_layout)
-    n = gl.arange(0, N, layout=gl.SliceLayout(0, parts[0].type.layout))
-    SHARERS: gl.constexpr = max(ROWS // (2 * GROUP), 1)  # lanes that end with the same sum
-    left = exchange_halves(parts, row[:, None], LN, ROWS // 2, GROUP)
-    which = row // SHARERS  # 2 (GROUP - 1 - step) + (0 for dB, 1 for dC)
-    step = first + GROUP - 1 - which // 2
-    at = dBC + (step.to(gl.int64) * 2 + which % 2)[:, None] * N + n[None, :]
-    gl.store(at, left[0], mask=((row % SHARERS == 0) & (step < end))[:, None])
+def store_sums(dBC, parts, scratch, first, end, N: gl.constexpr, GROUP: gl.constexpr):
+    # parts: of the steps first + GROUP - 1 down to first, a lane's share of dB and of dC (BLOCK_D / SD, N). Through
+    # shared memory every lane gets some columns of some parts, and adds up all their rows
+    PARTS: gl.constexpr = 2 * GROUP
+    ROWS: gl.constexpr = parts[0].shape[0]
+    columns: gl.constexpr = gl.BlockedLayout([ROWS, PARTS * N // 32], [PARTS, 32 // PARTS], [1, 1], [1, 0])
+    scratch.store(stacked(parts, PARTS))  # one store: Triton puts a barrier in front of each
+    shares = scratch.load(columns)
+    totals = gl.sum(gl.reshape(shares, [PARTS, ROWS, N]), axis=1)
+    layout: gl.constexpr = totals.type.layout
+    part = gl.arange(0, PARTS, layout=gl.SliceLayout(1, layout))
+    n = gl.arange(0, N, layout=gl.SliceLayout(0, layout))
+    step = first + GROUP - 1 - part // 2
+    at = dBC + (step.to(gl.int64) * 2 + part % 2)[:, None] * N + n[None, :]
+    gl.store(at, totals, mask=(step < end)[:, None])
+
+
+@gluon.jit
+def stacked(parts, COUNT: gl.constexpr):
+    # COUNT tensors (R, N), a power of two, one above the other (COUNT R, N)
+    joined = joined_bits(parts, COUNT)
+    R: gl.constexpr = joined.shape[0]
+    N: gl.constexpr = joined.shape[1]
+    if COUNT == 2:
+        return gl.reshape(gl.permute(joined, [2, 0, 1]), [COUNT * R, N])
+    elif COUNT == 4:
+        return gl.reshape(gl.permute(joined, [2, 3, 0, 1]), [COUNT * R, N])
+    else:
+        gl.static_assert(COUNT == 8)
+        return gl.reshape(gl.permute(joined, [2, 3, 4, 0, 1]), [COUNT * R, N])
+
+
+@gluon.jit
+def joined_bits(parts, COUNT: gl.constexpr):
+    # a new last axis of 2 for every bit of a part's number, the last bit last
+    if COUNT == 1:
+        return parts[0]
+    else:
+        even = ()
+        odd = ()
+        for i in gl.static_range(0, COUNT, 2):
+            even = even + (parts[i],)
+            odd = odd + (parts[i + 1],)
+        return gl.join(joined_bits(even, COUNT // 2), joined_bits(odd, COUNT // 2))
 
 
 @triton.jit(do_not_specialize=["size"])

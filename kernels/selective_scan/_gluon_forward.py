@@ -35,6 +35,7 @@ from mamba_seq.kernels.selective_scan._gluon_tiles import (
     softplus,
     state_layout,
     step_lane_layout,
+    sum_over_states,
 )
 
 
@@ -69,8 +70,8 @@ def scan_chunks(
     width,
     chunk,
     n_chunks,
+    batches,
     kept_every,
-    kept_slots,
     N: gl.constexpr,
     SOFTPLUS: gl.constexpr,
     HAS_Z: gl.constexpr,
@@ -83,9 +84,9 @@ def scan_chunks(
     STEPS: gl.constexpr,
     num_warps: gl.constexpr,
 ):
-    # states (B, chunks + 1, D, N). Without OUTPUTS and KEEP: [:, c + 1] <- end state of chunk c from a zero start, and
-    # sums (B, chunks, D) <- its sum of step sizes. Otherwise from the states [:, c] before each chunk: with OUTPUTS
-    # y (B, L, D), with KEEP the state every kept_every steps, kept (B, kept_slots, D, N)
+    # states (chunks + 1, B, D, N). Without OUTPUTS and KEEP: [c + 1] <- end state of chunk c from a zero start, and
+    # sums (B, chunks, D) <- its sum of step sizes. Otherwise from the states [c] before each chunk: with OUTPUTS
+    # y (B, L, D), with KEEP the state every kept_every steps, kept (slots, B, D, N)
     LN: gl.constexpr = N // SN
     AT_ONCE: gl.constexpr = max(STEPS, LN)
     by_lane: gl.constexpr = step_lane_layout(LN)
@@ -103,9 +104,10 @@ def scan_chunks(
     state_at = d[:, None] * N + n[None, :]
     inside = (d < channels)[:, None]
     a2 = gl.load(A + state_at, mask=inside, other=0.0) * LOG2E
-    slot = (batch * (n_chunks + 1) + c) * channels * N
+    before = states + (c * batches + batch) * channels * N
+    after = states + ((c + 1) * batches + batch) * channels * N
     if OUTPUTS or KEEP:
-        h = gl.load(states + slot + state_at, mask=inside, other=0.0)
+        h = gl.load(before + state_at, mask=inside, other=0.0)
     else:
         h = gl.zeros([BLOCK_D, N], gl.float32, layout=tile)
     total = gl.zeros([BLOCK_D], gl.float32, layout=over_d)
@@ -157,7 +159,7 @@ def scan_chunks(
     while first < end:
         if KEEP:  # two conditions: the second is not known when the kernel is compiled  # noqa: SIM102
             if first % kept_every == 0:
-                kept_slot = batch * kept_slots + first // kept_every
+                kept_slot = first // kept_every * batches + batch
                 gl.store(kept + kept_slot * channels * N + state_at, h, mask=inside)
         dt = raw.to(gl.float32) + step_bias
         if SOFTPLUS:
@@ -213,9 +215,9 @@ def scan_chunks(
 
     if OUTPUTS:
         if n_chunks == 1:  # otherwise the pass over the chunks has left the final state there
-            gl.store(states + slot + channels * N + state_at, h, mask=inside)
+            gl.store(after + state_at, h, mask=inside)
     elif not KEEP:
-        gl.store(states + slot + channels * N + state_at, h, mask=inside)
+        gl.store(after + state_at, h, mask=inside)
         gl.store(sums + (batch * n_chunks + c) * channels + d, total, mask=d < channels)
 
 
@@ -233,13 +235,7 @@ def store_outputs(y, shares, gate, skip, t, end, channels, d_first, LN: gl.const
     gl.store(y + ((t + i) * channels + d), now.to(y.dtype.element_ty), mask=inside)
 
 
-@gluon.jit
-def sum_over_states(x, SN: gl.constexpr):
-    # (BLOCK_D, N) -> (BLOCK_D, N / SN): a lane's states
-    return gl.sum(gl.reshape(x, [x.shape[0], x.shape[1] // SN, SN]), axis=2)
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["n_chunks", "batches"])
 def pass_states(
     states,
     sums,
@@ -247,13 +243,14 @@ def pass_states(
     initial,
     channels,
     n_chunks,
+    batches,
     N: tl.constexpr,
     HAS_INITIAL: tl.constexpr,
     REVERSE: tl.constexpr,
     BLOCK: tl.constexpr,
     UNROLL: tl.constexpr,
 ):
-    # states (B, chunks + 1, D, N), in place: what every chunk adds becomes what holds between chunks. Forwards, entry
+    # states (chunks + 1, B, D, N), in place: what every chunk adds becomes what holds between chunks. Forwards, entry
     # c + 1 is the state after chunk c; in reverse, entry c is the gradient of the state before chunk c
     size = N * channels
     blocks = (size + BLOCK - 1) // BLOCK
@@ -261,12 +258,13 @@ def pass_states(
     e = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     inside = e < size
     a2 = tl.load(A + e, mask=inside, other=0.0) * LOG2E
+    slot = batches.to(tl.int64) * size
     if REVERSE:
-        states += (batch * (n_chunks + 1) + n_chunks) * size + e
+        states += n_chunks * slot + batch * size + e
         sums += (batch * n_chunks + n_chunks - 1) * channels + e // N
         towards = -1
     else:
-        states += batch * (n_chunks + 1) * size + e
+        states += batch * size + e
         sums += batch * n_chunks * channels + e // N
         towards = 1
 
@@ -282,9 +280,9 @@ def pass_states(
             k = (first + i).to(tl.int64) * towards
             here = inside & (first + i < n_chunks)
             decays = decays + (tl.exp2(tl.load(sums + k * channels, mask=here, other=0.0) * a2),)
-            added = added + (tl.load(states + (k + towards) * size, mask=here, other=0.0),)
+            added = added + (tl.load(states + (k + towards) * slot, mask=here, other=0.0),)
         for i in tl.static_range(UNROLL):
             k = (first + i).to(tl.int64) * towards
             h = decays[i] * h + added[i]
-            tl.store(states + (k + towards) * size, h, mask=inside & (first + i < n_chunks))
+            tl.store(states + (k + towards) * slot, h, mask=inside & (first + i < n_chunks))
         first += UNROLL

@@ -10,6 +10,10 @@ A backend module (`cpu`, `triton`) offers functions without autograd:
         -> du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state; None where the input was None
     kept_shapes(u, A, B, C, cu_seqlens) -> the shapes of `saved`, told from the arguments' shapes alone. A module may
            lack it: in a compiled program its backward pass then runs the forward pass again
+    can_repeat(u, A, B, C, cu_seqlens, sparse) -> whether y is better made again in the backward pass than kept
+
+A module with WRITES_INTO also takes `sparse` in `forward`, for as few kept states as can be, and in `backward` tensors
+(B, L, D) to write to: `dz`, and, where `can_repeat`, `y` once more.
 
 `cu_seqlens` is given only where sequences are packed.
 
@@ -41,6 +45,7 @@ def run(
     cu_seqlens: Tensor | None,
     backend: str,
     keep: bool,
+    sparse: bool = False,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Run a scan on a compiled backend: y, the final state, and what is kept for the backward pass."""
     y, final_state, kept = implementation("selective_scan", backend).forward(
@@ -56,6 +61,7 @@ def run(
         initial_state,
         keep_for_backward=keep,
         **_packed(cu_seqlens),
+        **({"sparse": True} if sparse else {}),
     )
     return y, final_state, list(kept)
 
@@ -76,8 +82,13 @@ def run_backward(
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
     backend: str,
+    dz: Tensor | None = None,
+    y: Tensor | None = None,
 ) -> list[Tensor]:
-    """Return the gradients of the tensors that `run` was given, in order, none for those that were None."""
+    """Return the gradients of the tensors that `run` was given, in order, none for those that were None.
+
+    `dz` and `y` are written to, where the backend `writes_into`.
+    """
     du, ddelta, dA, dB, dC, *others = implementation("selective_scan", backend).backward(
         dy,
         dfinal_state,
@@ -93,8 +104,22 @@ def run_backward(
         delta_softplus,
         initial_state,
         **_packed(cu_seqlens),
+        **({} if dz is None and y is None else {"dz": dz, "y": y}),
     )
     return [du, ddelta, dA, dB.view(B.shape), dC.view(C.shape), *(g for g in others if g is not None)]
+
+
+def can_repeat(
+    u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None, backend: str, sparse: bool = False
+) -> bool:
+    """Tell whether y is better made again in the backward pass, from the states that `run` keeps, than kept."""
+    tell = getattr(implementation("selective_scan", backend), "can_repeat", None)
+    return tell is not None and bool(tell(u, A, without_one_group(B), without_one_group(C), cu_seqlens, sparse))
+
+
+def writes_into(backend: str) -> bool:
+    """Tell whether a backend takes `sparse`, and writes into tensors that are given to it."""
+    return getattr(implementation("selective_scan", backend), "WRITES_INTO", False)
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, list[Tensor]]) -> None:

@@ -18,12 +18,19 @@ import triton
 from torch import Tensor
 
 from mamba_seq.kernels._dispatch import multiprocessor_count
+from mamba_seq.kernels._launch import Launcher
 from mamba_seq.kernels.selective_scan import _gluon_backward, _gluon_forward
 
 TILE = 16  # steps of a tile; the backward pass starts each from a kept state
 SPARSE = 8  # tiles between kept states where all of them would take too much memory
 MOST_KEPT = 1 << 30  # bytes of states kept at every tile
 WARPS = 12  # that a multiprocessor holds of the larger kernels
+
+SCAN_CHUNKS = Launcher(_gluon_forward.scan_chunks)
+PASS_STATES = Launcher(_gluon_forward.pass_states)
+ADJOINT_CHUNKS = Launcher(_gluon_backward.adjoint_chunks)
+GRADIENTS_OF_CHUNKS = Launcher(_gluon_backward.gradients)
+SUM_PARTIALS = Launcher(_gluon_backward.sum_partials)
 
 
 class Launch(NamedTuple):
@@ -41,7 +48,7 @@ class Launch(NamedTuple):
 WIDE = Launch(2, 8, 1, 4, None)  # fewest instructions a state
 NARROW = Launch(1, 4, 4, 4, None)  # four times as many warps, where batch and channels are few
 MIDDLE = Launch(1, 8, 2, 4, 128)
-GRADIENTS = Launch(2, 8, 1, 2, 224)
+GRADIENTS = Launch(2, 8, 1, 2, None)
 GRADIENTS_NARROW = Launch(1, 8, 1, 4, None)
 
 
@@ -67,22 +74,23 @@ def forward(
     delta_softplus: bool,
     initial_state: Tensor | None,
     keep_for_backward: bool,
+    sparse: bool = False,
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Run the scan as `function.py` says; saved are states (B, tiles or fewer, D, N)."""
+    """Run the scan as `function.py` says; saved are states (tiles or fewer, B, D, N), few of them if `sparse`."""
     inputs = Inputs.prepare(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     launch, chunk = plan_forward(u, A.shape[1])
     n_chunks = triton.cdiv(u.shape[1], chunk)
     y = u.new_empty(u.shape)
-    kept = new_kept(u, A, kept_every(u, A)) if keep_for_backward else None
+    kept = new_kept(u, A, kept_every(u, A, sparse)) if keep_for_backward else None
     with torch.cuda.device_of(u):
-        states = between_chunks(inputs, n_chunks)
         if n_chunks > 1:
+            states = between_chunks(inputs, n_chunks)
             sums = scan(inputs, WIDE, chunk, states)
             pass_states(states, sums, inputs.A, initial_state, reverse=False)
         else:
-            states[:, 0] = 0.0 if initial_state is None else initial_state
+            states = around_chunk(inputs, 0, initial_state)
         scan(inputs, launch, chunk, states, y=y, kept=kept)
-    return y, states[:, -1].clone(), () if kept is None else (kept,)
+    return y, alone(states[-1]), () if kept is None else (kept,)
 
 
 def backward(
@@ -99,8 +107,13 @@ def backward(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     initial_state: Tensor | None,
+    dz: Tensor | None = None,
+    y: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients that `function.py` lists."""
+    """Return the gradients that `function.py` lists, that of z in `dz` (B, L, D) where it is given.
+
+    `y` (B, L, D) is filled with the outputs, once more.
+    """
     inputs = Inputs.prepare(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     dy = rows(dy)
     length = u.shape[1]
@@ -108,16 +121,19 @@ def backward(
     n_chunks = triton.cdiv(length, chunk)
     (kept,) = saved
     with torch.cuda.device_of(u):
-        if kept_every(u, A) > TILE:
+        every = spacing(kept, length)
+        if every > TILE:
             starts, kept = kept, new_kept(u, A, TILE)
-            scan(inputs, WIDE, kept_every(u, A), starts, kept=kept)
-        adjoints = between_chunks(inputs, n_chunks)
+            scan(inputs, WIDE, every, starts, y=y, kept=kept)
+        elif y is not None:
+            scan(inputs, WIDE, TILE, kept, y=y)
         if n_chunks > 1:
+            adjoints = between_chunks(inputs, n_chunks)
             sums = summarise_adjoints(dy, inputs, chunk, adjoints)
             pass_states(adjoints, sums, inputs.A, dfinal_state, reverse=True)
         else:
-            adjoints[:, 1] = 0.0 if dfinal_state is None else dfinal_state
-        du, ddelta, dz, dB, dC, dA, dD, dbias = compute_gradients(dy, inputs, kept, adjoints, launch, chunk)
+            adjoints = around_chunk(inputs, 1, dfinal_state)
+        du, ddelta, dz, dB, dC, dA, dD, dbias = compute_gradients(dy, inputs, kept, adjoints, launch, chunk, dz)
     return (
         du,
         ddelta,
@@ -127,14 +143,14 @@ def backward(
         None if D is None else dD,
         dz,
         None if delta_bias is None else dbias,
-        None if initial_state is None else adjoints[:, 0].clone(),
+        None if initial_state is None else alone(adjoints[0]),
     )
 
 
 def kept_shapes(u: Tensor, A: Tensor) -> list[tuple[int, ...]]:
     """Return the shapes of what `forward` keeps: the state every few steps, and one more slot as states have."""
     B, L, D = u.shape
-    return [(B, triton.cdiv(L, kept_every(u, A)) + 1, D, A.shape[1])]
+    return [(triton.cdiv(L, kept_every(u, A)) + 1, B, D, A.shape[1])]
 
 
 def plan_forward(u: Tensor, N: int) -> tuple[Launch, int]:
@@ -176,10 +192,10 @@ def is_recent_nvidia(device: torch.device) -> bool:
     return there and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def kept_every(u: Tensor, A: Tensor) -> int:
-    """Return the number of steps between the states that the forward pass keeps: it and the backward pass agree."""
+def kept_every(u: Tensor, A: Tensor, sparse: bool = False) -> int:
+    """Return the number of steps between the states that the forward pass keeps."""
     B, L, D = u.shape
-    return TILE if triton.cdiv(L, TILE) * B * D * A.shape[1] * 4 <= MOST_KEPT else SPARSE * TILE
+    return TILE if not sparse and triton.cdiv(L, TILE) * B * D * A.shape[1] * 4 <= MOST_KEPT else SPARSE * TILE
 
 
 class Inputs(NamedTuple):
@@ -250,34 +266,36 @@ class Inputs(NamedTuple):
 def scan(
     inputs: Inputs, launch: Launch, chunk: int, states: Tensor, y: Tensor | None = None, kept: Tensor | None = None
 ) -> Tensor:
-    """Phase 1, without y and kept: return the sums of step sizes (B, chunks, D); end states go to states[:, 1:].
+    """Phase 1, without y and kept: return the sums of step sizes (B, chunks, D); end states go to states[1:].
 
-    Phase 3: fill y (B, L, D), and the states `kept` on the way (B, slots, D, N), from the states before each chunk.
+    Phase 3: fill y (B, L, D), and the states `kept` on the way (slots, B, D, N), from the states before each chunk.
     """
     u = inputs.u
     B, L, D = u.shape
     summary = y is None and kept is None
     sums = inputs.A.new_empty((B, triton.cdiv(L, chunk), D) if summary else 0)
-    every, slots = (0, 0) if kept is None else spacing(kept, L)
-    _gluon_forward.scan_chunks[inputs.programs(launch, chunk)](
+    every = 0 if kept is None else spacing(kept, L)
+    SCAN_CHUNKS(
+        inputs.programs(launch, chunk),
         u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.gate, inputs.bias,
         u if y is None else y, states, sums, states if kept is None else kept,
         *u.stride()[:2], *inputs.delta.stride()[:2], *inputs.gate.stride()[:2],
-        *inputs.B.stride()[:3], *inputs.C.stride()[:3], *inputs.sizes(chunk), every, slots,
+        *inputs.B.stride()[:3], *inputs.C.stride()[:3], *inputs.sizes(chunk), B, every,
         OUTPUTS=y is not None, KEEP=kept is not None, **inputs.switches(launch),
     )  # fmt: skip
     return sums
 
 
 def pass_states(states: Tensor, sums: Tensor, A: Tensor, initial: Tensor | None, reverse: bool) -> None:
-    """Phase 2, in place on states (B, chunks + 1, D, N): turn what each chunk adds into what holds between chunks.
+    """Phase 2, in place on states (chunks + 1, B, D, N): turn what each chunk adds into what holds between chunks.
 
     `initial` (B, D, N) is the state before the first chunk; in reverse, the gradient of the state after the last one.
     """
-    B, slots, D, N = states.shape
+    slots, B, D, N = states.shape
     block = 128
-    _gluon_forward.pass_states[(triton.cdiv(N * D, block) * B,)](
-        states, sums, A, None if initial is None else initial.contiguous(), D, slots - 1,
+    PASS_STATES(
+        (triton.cdiv(N * D, block) * B,),
+        states, sums, A, None if initial is None else initial.contiguous(), D, slots - 1, B,
         N=N, HAS_INITIAL=initial is not None, REVERSE=reverse, BLOCK=block, UNROLL=16, num_warps=4,
     )  # fmt: skip
 
@@ -285,20 +303,27 @@ def pass_states(states: Tensor, sums: Tensor, A: Tensor, initial: Tensor | None,
 def summarise_adjoints(dy: Tensor, inputs: Inputs, chunk: int, adjoints: Tensor) -> Tensor:
     """Phase 1 of the backward pass: return the sums of step sizes (B, chunks, D).
 
-    What each chunk's outputs add to the gradient of the state before it goes to adjoints[:, :-1] (B, chunks + 1, D, N).
+    What each chunk's outputs add to the gradient of the state before it goes to adjoints[:-1] (chunks + 1, B, D, N).
     """
     B, L, D = dy.shape
     sums = adjoints.new_empty((B, triton.cdiv(L, chunk), D))
-    _gluon_backward.adjoint_chunks[inputs.programs(WIDE, chunk)](
+    ADJOINT_CHUNKS(
+        inputs.programs(WIDE, chunk),
         dy, inputs.delta, inputs.A, inputs.C, inputs.gate, inputs.bias, adjoints, sums,
         *dy.stride()[:2], *inputs.delta.stride()[:2], *inputs.gate.stride()[:2], *inputs.C.stride()[:3],
-        *inputs.sizes(chunk), **inputs.switches(WIDE),
+        *inputs.sizes(chunk), B, **inputs.switches(WIDE),
     )  # fmt: skip
     return sums
 
 
 def compute_gradients(
-    dy: Tensor, inputs: Inputs, kept: Tensor, adjoints: Tensor, launch: Launch, chunk: int
+    dy: Tensor,
+    inputs: Inputs,
+    kept: Tensor,
+    adjoints: Tensor,
+    launch: Launch,
+    chunk: int,
+    dz: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Phase 3 of the backward pass, from the kept states and the gradient of the state after each chunk.
 
@@ -310,38 +335,59 @@ def compute_gradients(
     N, G = inputs.A.shape[1], inputs.B.shape[2]
     parts = B * triton.cdiv(L, chunk)
     blocks = triton.cdiv(D, block_of(launch, N))
-    du, ddelta, dz = u.new_empty(u.shape), u.new_empty(u.shape), None if inputs.z is None else u.new_empty(u.shape)
+    du, ddelta = u.new_empty(u.shape), u.new_empty(u.shape)
+    if inputs.z is not None and dz is None:
+        dz = u.new_empty(u.shape)
+    gate = du if dz is None else dz
     partials = adjoints.new_empty((blocks, B, L, 2, N))
-    dA, dD, dbias = adjoints.new_empty((parts, D, N)), adjoints.new_empty((parts, D)), adjoints.new_empty((parts, D))
-    _gluon_backward.gradients[inputs.programs(launch, chunk)](
+    weights = adjoints.new_empty((parts, D * (N + 2)))
+    GRADIENTS_OF_CHUNKS(
+        inputs.programs(launch, chunk),
         dy, kept, adjoints, u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.gate, inputs.bias,
-        du, ddelta, du if dz is None else dz, partials, dA, dD, dbias,
+        du, ddelta, gate, partials, weights,
         *dy.stride()[:2], *u.stride()[:2], *inputs.delta.stride()[:2], *inputs.gate.stride()[:2],
-        *inputs.B.stride()[:3], *inputs.C.stride()[:3], B, *inputs.sizes(chunk), **inputs.switches(launch),
+        *inputs.B.stride()[:3], *inputs.C.stride()[:3], *gate.stride()[:2], B, *inputs.sizes(chunk),
+        **inputs.switches(launch),
     )  # fmt: skip
     dB, dC = u.new_empty((B, L, G, N)), u.new_empty((B, L, G, N))
-    _gluon_backward.sum_partials[(triton.cdiv(B * L * 2 * N, 1024), G)](
-        dB, dC, partials, B * L * 2 * N, G * N, PARTS=blocks // G, N=N, BLOCK=1024, num_warps=4
-    )
-    return du, ddelta, dz, dB, dC, dA.sum(0), dD.sum(0), dbias.sum(0)
+    SUM_PARTIALS(
+        (triton.cdiv(B * L * 2 * N, 1024), G),
+        dB, dC, partials, B * L * 2 * N, G * N, PARTS=blocks // G, N=N, BLOCK=1024, num_warps=4,
+    )  # fmt: skip
+    dA, dD, dbias = (weights[0] if parts == 1 else weights.sum(0)).split((D * N, D, D))
+    return du, ddelta, dz, dB, dC, dA.view(D, N), dD, dbias
 
 
 def new_kept(u: Tensor, A: Tensor, every: int) -> Tensor:
     """Return room for the state every `every` steps, and one more slot: as the states before chunks have."""
     B, L, D = u.shape
-    return A.new_empty((B, triton.cdiv(L, every) + 1, D, A.shape[1]))
+    return A.new_empty((triton.cdiv(L, every) + 1, B, D, A.shape[1]))
 
 
-def spacing(kept: Tensor, length: int) -> tuple[int, int]:
-    """Return the number of steps between the states of `kept`, and its slots an item."""
-    slots = kept.shape[1]
-    return (TILE if slots == triton.cdiv(length, TILE) + 1 else SPARSE * TILE), slots
+def spacing(kept: Tensor, length: int) -> int:
+    """Return the number of steps between the states of `kept`."""
+    return TILE if len(kept) == triton.cdiv(length, TILE) + 1 else SPARSE * TILE
 
 
 def between_chunks(inputs: Inputs, n_chunks: int) -> Tensor:
-    """Return room for the states, or their gradients, before, between and after chunks: (B, chunks + 1, D, N)."""
+    """Return room for the states, or their gradients, before, between and after chunks: (chunks + 1, B, D, N)."""
     B, _, D = inputs.u.shape
-    return inputs.A.new_empty((B, n_chunks + 1, D, inputs.A.shape[1]))
+    return inputs.A.new_empty((n_chunks + 1, B, D, inputs.A.shape[1]))
+
+
+def around_chunk(inputs: Inputs, side: int, known: Tensor | None) -> Tensor:
+    """Return the states, or their gradients, around a single chunk (2, B, D, N), zero or `known` on one side of it."""
+    if known is None:
+        B, _, D = inputs.u.shape
+        return inputs.A.new_zeros((2, B, D, inputs.A.shape[1]))
+    states = between_chunks(inputs, 1)
+    states[side] = known
+    return states
+
+
+def alone(state: Tensor) -> Tensor:
+    """Return the state at one end without those of many chunks, which a view of it would keep in memory."""
+    return state if state.untyped_storage().nbytes() <= 2 * state.nbytes else state.clone()
 
 
 def block_of(launch: Launch, N: int) -> int:

@@ -40,6 +40,7 @@ STEPS = 4  # time steps whose loads and step sizes are computed together
 BACKWARD_STEPS = 2  # and whose states the backward pass holds in registers
 FORWARD_REGISTERS = 96  # registers a lane; None leaves them to the compiler. Fewer let more programs run at a time
 BACKWARD_REGISTERS = 168
+WRITES_INTO = True  # forward takes `sparse`, backward takes `dz` and `y`
 KEPT_EVERY = 128  # time steps between the states that the backward pass starts from
 MOST_PROGRAMS = 8192  # of the gradients at a time; each has scratch memory for the states of one stretch
 
@@ -57,12 +58,16 @@ def forward(
     initial_state: Tensor | None,
     keep_for_backward: bool,
     cu_seqlens: Tensor | None = None,
+    sparse: bool = False,
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Run the scan as `function.py` says; saved are states, every few steps, as the module that runs it keeps them."""
+    """Run the scan as `function.py` says; saved are states, every few steps, as the module that runs it keeps them.
+
+    `sparse` asks for as few of them as there can be.
+    """
     faster = faster_module(u, A, B, C, cu_seqlens)
     if faster is not None:
         return faster.forward(
-            u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, keep_for_backward=keep_for_backward
+            u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, keep_for_backward, sparse
         )
     inputs = Inputs.prepare(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     cut = plan(u.shape, u.device, cu_seqlens)
@@ -93,13 +98,20 @@ def backward(
     delta_softplus: bool,
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None = None,
+    dz: Tensor | None = None,
+    y: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of u, delta, A, B, C, D, z, delta_bias, initial_state; None for an input that was None."""
+    """Return the gradients of u, delta, A, B, C, D, z, delta_bias, initial_state; None for an input that was None.
+
+    That of z is written to `dz` (B, L, D), where it is given; its last axis is dense. `y` (B, L, D) is filled with the
+    outputs once more, where `can_repeat`.
+    """
     faster = faster_module(u, A, B, C, cu_seqlens)
     if faster is not None:
         return faster.backward(
-            dy, dfinal_state, saved, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state
+            dy, dfinal_state, saved, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, dz, y
         )
+    assert y is None, "outputs are made again only where can_repeat says so"
     inputs = Inputs.prepare(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     cut = plan(u.shape, u.device, cu_seqlens)
     dy = rows(dy)
@@ -111,7 +123,9 @@ def backward(
         else:
             adjoints = inputs.between_chunks(cut)
             cut.put_after(adjoints, last)
-        du, ddelta, dz, dA, dB, dC, dD, dbias = compute_gradients(dy, inputs, saved[0], adjoints, cut)
+        du, ddelta, gate, dA, dB, dC, dD, dbias = compute_gradients(dy, inputs, saved[0], adjoints, cut)
+    if dz is not None and gate is not None:
+        dz.copy_(gate)
     dC = gradient_of_projection(dC, C)
     return (
         du,
@@ -120,7 +134,7 @@ def backward(
         gradient_of_projection(dB, B),
         2 * dC.conj() if C.is_complex() else dC,  # a complex C came as 2 conj(C)
         dD,
-        dz,
+        gate if dz is None else dz,
         dbias,
         None if initial_state is None else states_last(cut.before(adjoints), A),
     )
@@ -146,6 +160,15 @@ def kept_shapes(u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor |
     parts = (2,) if A.is_complex() else ()
     # not from a plan, whose choices between lengths would be conditions of a compiled program
     return [(batch, triton.cdiv(length, kept_every()), *parts, A.shape[1], channels)]
+
+
+def can_repeat(u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None, sparse: bool = False) -> bool:
+    """Tell whether y is better made again in the backward pass than kept: where the kept states lie far apart.
+
+    States at every tile are more than y is, and only kept where they are few.
+    """
+    faster = faster_module(u, A, B, C, cu_seqlens)
+    return faster is not None and faster.kept_every(u, A, sparse) > faster.TILE
 
 
 def selective_state_update(

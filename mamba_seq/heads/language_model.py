@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mamba_seq.backbone import BackboneState
 from mamba_seq.config import ModelConfig
+from mamba_seq.decoding import FEWEST, continue_tokens
 from mamba_seq.heads import losses
 from mamba_seq.heads.base import PositionModel
 from mamba_seq.padding import check_layout
@@ -96,6 +97,8 @@ class LanguageModel(PositionModel):
     ) -> Tensor:
         """Continue prompts: read them at once, then go on token by token with a state of constant size.
 
+        On a CUDA device, 16 tokens or more go on as a CUDA graph of a step and its draw (`mamba_seq.decoding`).
+
         Args:
             tokens: prompts (B, L), at least one token each.
             max_new_tokens: how many tokens to add at most.
@@ -119,18 +122,23 @@ class LanguageModel(PositionModel):
         if max_new_tokens == 0:
             return tokens
         random = as_generator(generator, tokens.device)
-        ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         logits, state = self.prefill(tokens, mask)
+        drawn = sample(logits, temperature, top_k, top_p, random)
+        if tokens.is_cuda and max_new_tokens >= FEWEST:
+            sampling = (temperature, top_k, top_p)
+            following = continue_tokens(self, drawn, state, max_new_tokens, sampling, random, stop_token)
+            if following is not None:
+                return torch.cat([tokens, following], dim=1)
+        ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
         added: list[Tensor] = []
         while True:
-            drawn = sample(logits, temperature, top_k, top_p, random)
             if stop_token is not None:
                 drawn = drawn.masked_fill(ended, stop_token)
                 ended |= drawn == stop_token
             added.append(drawn)
             if len(added) == max_new_tokens or (stop_token is not None and bool(ended.all())):
                 return torch.cat([tokens, torch.stack(added, dim=1)], dim=1)
-            logits = self.step(drawn, state)
+            drawn = sample(self.step(drawn, state), temperature, top_k, top_p, random)
 
     def read(self, out: Tensor) -> Tensor:
         """Turn the backbone's outputs (..., d_model) into logits (..., V)."""

@@ -4,14 +4,20 @@ A target is left out where its mask is false, where it is `IGNORED` (a class), o
 the device.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from mamba_seq.padding import at_least_float32
 
 IGNORED = -100
 """A class that is not known: torch's and Hugging Face's `ignore_index`."""
+
+MOST_LOGITS = 1 << 26
+"""Logits whose float32 copy and logarithms are in memory at a time; those of further positions are made after them."""
 
 
 def cross_entropy(
@@ -27,12 +33,11 @@ def cross_entropy(
     if mask is not None:
         check_targets_mask(mask, targets.shape)
         targets = targets.masked_fill(~mask, ignore_index)
-    logits, targets = at_least_float32(logits).flatten(0, -2), targets.flatten()
+    logits, targets = logits.flatten(0, -2), targets.flatten()
     if class_weight is not None:
-        class_weight = class_weight.to(logits)
-    total = F.cross_entropy(
-        logits, targets, class_weight, ignore_index=ignore_index, reduction="sum", label_smoothing=label_smoothing
-    )
+        class_weight = class_weight.to(logits.device, torch.promote_types(logits.dtype, torch.float32))
+    options = {"weight": class_weight, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
+    total = _summed_cross_entropy(logits, targets, options)
     counts = targets != ignore_index
     if class_weight is None:
         return total / counts.sum().clamp(min=1)
@@ -74,6 +79,21 @@ def check_targets_mask(mask: Tensor, *shapes: torch.Size) -> None:
         kind = str(mask.dtype).removeprefix("torch.")
         allowed = " or ".join(str(tuple(shape)) for shape in shapes)
         raise ValueError(f"mask is {kind} {tuple(mask.shape)}, expected bool {allowed} as the targets need")
+
+
+def _summed_cross_entropy(logits: Tensor, targets: Tensor, options: dict[str, Any]) -> Tensor:
+    """Return the sum of cross-entropies of logits (n, labels), in pieces where they are many."""
+
+    def summed(logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(at_least_float32(logits), targets, reduction="sum", **options)
+
+    rows = max(1, MOST_LOGITS // max(1, logits.shape[1]))
+    if len(logits) <= rows or torch.compiler.is_compiling():
+        return summed(logits, targets)
+    pieces = zip(logits.split(rows), targets.split(rows), strict=True)
+    return torch.stack(
+        [checkpoint(summed, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
+    ).sum()
 
 
 def _known(targets: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

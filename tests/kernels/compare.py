@@ -14,8 +14,15 @@ DEVICE = {"reference": "cpu", "cpu": "cpu", "triton": "cuda" if torch.cuda.is_av
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+RESOLUTION = 1e-6
+"""A sum of terms as large as the largest element is no more exact than some roundings of that, however small it is."""
+
+
 class Tolerance(NamedTuple):
-    """Every element: |got - want| <= atol + rtol |want|. The tensor: max |got - want| <= scaled max |want|."""
+    """Every element: |got - want| <= atol + rtol |want|, or what float32 can tell apart at the largest element.
+
+    The tensor: max |got - want| <= scaled max |want|.
+    """
 
     rtol: float
     atol: float
@@ -83,7 +90,8 @@ def difference(got: Tensor | None, want: Tensor, tolerance: Tolerance) -> str | 
     error = relative_error(got, want)
     distance = (got - want).abs()
     allowed = tolerance.atol + tolerance.rtol * want.abs()
-    outside = ~(distance <= allowed)  # NaN is outside
+    indistinct = min(RESOLUTION, tolerance.scaled) * want.abs().max() if want.numel() else 0.0
+    outside = ~((distance <= allowed) | (distance <= indistinct))  # NaN is outside
     if error <= tolerance.scaled and not outside.any():
         return None
     text = (

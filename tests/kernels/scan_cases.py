@@ -18,7 +18,8 @@ from tests.kernels.compare import DTYPES, Tolerance, one_thread, to_double
 
 # rtol and atol are the published ones (state-spaces/mamba, tests/ops/test_selective_scan.py). `scaled`, against the
 # largest element of a tensor, is about four times the largest error measured over all cases, or for a tensor of 16 bits
-# a little more than the half unit in the last place that one rounding costs.
+# a little more than the half unit in the last place that one rounding costs. Where batch and length are summed, few and
+# cancelling terms may leave a small sum of large ones: the largest such error on a GPU was 5e-6 (biases).
 FP32 = {
     "y": Tolerance(6e-4, 2e-3, 4e-6),
     "final_state": Tolerance(6e-4, 2e-3, 6e-6),
@@ -29,7 +30,7 @@ FP32 = {
     "dC": Tolerance(6e-4, 2e-3, 4e-6),
     "dD": Tolerance(1e-3, 1e-3, 2e-6),
     "dz": Tolerance(1e-3, 1e-3, 3e-6),
-    "ddelta_bias": Tolerance(1e-3, 1e-3, 4e-6),
+    "ddelta_bias": Tolerance(1e-3, 1e-3, 1.5e-5),
     "dinitial_state": Tolerance(6e-4, 2e-3, 4e-6),
 }
 FP16 = {
@@ -42,7 +43,7 @@ FP16 = {
     "dC": Tolerance(3e-3, 5e-3, 6e-4),
     "dD": Tolerance(3e-3, 5e-3, 2e-6),
     "dz": Tolerance(3e-3, 5e-3, 6e-4),
-    "ddelta_bias": Tolerance(3e-3, 5e-3, 4e-6),
+    "ddelta_bias": Tolerance(3e-3, 5e-3, 1.5e-5),
     "dinitial_state": Tolerance(3e-3, 5e-3, 4e-6),
 }
 BF16 = {
@@ -55,7 +56,7 @@ BF16 = {
     "dC": Tolerance(3e-2, 5e-2, 4.5e-3),
     "dD": Tolerance(3e-2, 5e-2, 2e-6),
     "dz": Tolerance(3e-2, 5e-2, 4.5e-3),
-    "ddelta_bias": Tolerance(3e-2, 5e-2, 4e-6),
+    "ddelta_bias": Tolerance(3e-2, 5e-2, 1.5e-5),
     "dinitial_state": Tolerance(3e-2, 5e-2, 4e-6),
 }
 TOLERANCES = {"fp32": FP32, "fp16": FP16, "bf16": BF16}

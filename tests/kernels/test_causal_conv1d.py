@@ -22,7 +22,7 @@ ACTIVATIONS = {
     "fp16": Tolerance(3e-3, 5e-3, 6e-4),
     "bf16": Tolerance(1e-2, 5e-2, 4.5e-3),
 }
-PARAMETERS = Tolerance(1e-3, 1e-3, 2e-6)
+PARAMETERS = Tolerance(1e-3, 1e-3, 1.5e-5)
 SWITCHES = ("bias", "silu", "init", "final")
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mamba_seq.heads import losses
 from mamba_seq.heads.losses import IGNORED
 from tests.mamba_seq.layouts import boundaries, pad
 from tests.mamba_seq.models import TASKS, small_model, some_input
@@ -137,3 +138,28 @@ def test_targets_that_would_broadcast_are_refused(task: str) -> None:
         other = targets.float() if task not in NUMBERS else targets.long()
         with pytest.raises(ValueError, match=r"has type (float32|int64), expected"):
             model.loss(outputs, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_logits_are_added_up_in_pieces(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same loss and gradient, and no float32 copy of all logits waits for the backward pass."""
+    logits = torch.randn(3, 50, 7).to(dtype).requires_grad_()
+    targets, weight = torch.randint(0, 7, (3, 50)), torch.rand(7)
+    targets[0, :9] = IGNORED
+    results = []
+    for most in (losses.MOST_LOGITS, 7 * 40):
+        monkeypatch.setattr(losses, "MOST_LOGITS", most)
+        kept: list[int] = []
+
+        def note(tensor: Tensor, kept: list[int] = kept) -> Tensor:
+            if tensor.dtype == torch.float32:
+                kept.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = losses.cross_entropy(logits, targets, class_weight=weight, label_smoothing=0.1)
+        results.append((loss.detach(), *torch.autograd.grad(loss, logits), max(kept)))
+    torch.testing.assert_close(results[1][:2], results[0][:2])
+    assert results[0][2] >= logits.numel()
+    if dtype == torch.bfloat16:
+        assert results[1][2] < 7 * 40
