@@ -4,9 +4,9 @@ Those of sm_90 were measured, on an H200 (benchmarks/README.md has the commands)
 nobody has measured. They keep sm_90's layouts, since what bounds the scan is alike everywhere: a multiprocessor has
 four schedulers, 65,536 registers and 16 special-function lanes on every architecture from sm_80 on (CUDA C++
 Programming Guide, arithmetic instructions and technical specifications), so that an exponential costs a warp 8 cycles
-of its scheduler. What differs is how many programs are resident, by shared memory (a program of `gradients` has 24 KB):
+of its scheduler. What differs is how many programs are resident, by shared memory (one of `gradients` takes 28 KB):
 
-    sm_80          164 KB   6 programs       sm_90, sm_100   228 KB   9 programs
+    sm_80          164 KB   5 programs       sm_90, sm_100   228 KB   8 programs
     sm_86, sm_89   100 KB   3 programs       sm_120          100 KB   3 programs
 
 and how many multiprocessors there are. Fewer resident warps want fewer and longer chunks for one round of them, and a
@@ -94,7 +94,7 @@ _HOPPER = Settings(
     wide=Launch(2, 8, 1, 4, None),
     narrow=Launch(1, 4, 4, 4, None),
     middle=Launch(1, 8, 2, 4, 128),
-    gradients=Launch(2, 8, 1, 2, 224),
+    gradients=Launch(2, 8, 1, 2, None),
     gradients_narrow=Launch(1, 8, 1, 4, None),
     one_piece=10_000,
     middle_from=14_000,

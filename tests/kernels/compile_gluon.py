@@ -12,10 +12,11 @@ from triton.backends.compiler import GPUTarget
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from mamba_seq.kernels.selective_scan import _gluon_backward, _gluon_forward, gluon
+from mamba_seq.kernels.selective_scan._gluon_tiles import SIZES
 from mamba_seq.kernels.selective_scan.settings import Launch, look_up
 
 N = 16
-FLOAT32 = {"A", "D", "bias", "states", "sums", "kept", "adjoints", "dA", "dD", "dbias", "dBC"}
+STRIDES = ("_batch", "_row", "_group", "channels", "width")
 ACTIVATIONS = {"u", "delta", "B", "C", "z", "y", "dy", "du", "ddelta", "dz"}
 
 
@@ -26,13 +27,19 @@ def shared_memory(kernel: Any, launch: Launch, sm: int, **switches: bool) -> int
         **{"N": N, "SD": launch.SD, "SN": launch.SN, "BLOCK_D": gluon.block_of(launch, N), "T": gluon.TILE},
         **{"SOFTPLUS": True, "HAS_Z": True, "STEPS": launch.steps, "num_warps": launch.warps, **switches},
     }
-    kinds = {name: "*fp32" if name in FLOAT32 else "*bf16" if name in ACTIVATIONS else "i32" for name in names}
-    signature = {name: "constexpr" if name in given else kinds[name] for name in names}
+    signature = {name: "constexpr" if name in given else kind_of(name) for name in names}
     constants = {(names.index(name),): value for name, value in given.items()}
     pointers = {(names.index(name),): [["tt.divisibility", 16]] for name in names if signature[name][0] == "*"}
     source = GluonASTSource(kernel, signature, constants, pointers)
     options = {"num_warps": launch.warps, "maxnreg": launch.registers}
     return triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options).metadata.shared
+
+
+def kind_of(name: str) -> str:
+    """Return the type of an argument: strides and sizes are integers, all else points to numbers."""
+    if name in SIZES or name.endswith(STRIDES):
+        return "i32"
+    return "*bf16" if name in ACTIVATIONS else "*fp32"
 
 
 def main(architectures: list[int]) -> None:

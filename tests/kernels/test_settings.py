@@ -95,5 +95,5 @@ def test_every_launch_fits_the_shared_memory() -> None:
     assert {(sm, name) for sm, name, *_ in found} == {(sm, name) for sm in SHARED for name in LAUNCHES}
     for sm, name, kernel, shared, warps in found:
         program = shared + 1024  # the system keeps 1 KB a program
-        assert SHARED[sm] // program * warps >= 6, (sm, name, kernel, shared)
+        assert SHARED[sm] // program * warps >= 5, (sm, name, kernel, shared)
         assert 99 * 1024 // program * warps >= 3, (sm, name, kernel, shared)
