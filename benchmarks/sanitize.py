@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mamba_seq import Backbone, MambaConfig
 from mamba_seq.kernels import causal_conv1d, causal_conv1d_update, selective_scan, selective_state_update
 from mamba_seq.kernels._dispatch import implementation
 
@@ -63,6 +64,12 @@ STEPS: dict[str, dict[str, Any]] = {
     "step, constant, N 3": {"B": 5, "D": 33, "N": 3, "constant": True},
 }
 
+STACKS: dict[str, dict[str, Any]] = {
+    # all kernels of a model, forwards, backwards and of a step
+    "blocks, batch 1": {"B": 1, "width": 40},
+    "blocks, bf16": {"B": 3, "width": 72, "dtype": "bf16"},
+}
+
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -85,7 +92,7 @@ def cases(device: str) -> Iterator[tuple[str, Callable[[], dict[str, Tensor]]]]:
     """Yield names and what runs them, which returns outputs and gradients by name."""
     for name, case in SCANS.items():
         yield name, lambda case=case, name=name: run_scan(device, gluon=name.startswith("gluon"), **case)
-    for sizes, run in ((CONVOLUTIONS, run_convolution), (STEPS, run_step)):
+    for sizes, run in ((CONVOLUTIONS, run_convolution), (STEPS, run_step), (STACKS, run_stack)):
         for name, case in sizes.items():
             yield name, lambda run=run, case=case: run(device, **case)
 
@@ -182,6 +189,19 @@ def run_step(
     u, delta, z = (draw.plain(B, D) for _ in range(3))
     y = selective_state_update(state, u, delta, A, B_, C, skip, z, bias, delta_softplus=True)
     return {"y": y, "state": state}
+
+
+def run_stack(device: str, B: int, width: int, dtype: str = "fp32") -> dict[str, Tensor]:
+    """Run a stack of blocks over 33 positions, forwards and backwards, and then one step further."""
+    torch.manual_seed(width)
+    stack = Backbone(MambaConfig(d_model=width, n_layer=2)).to(device, FLOATS[dtype])
+    hidden = Draw(device, FLOATS[dtype], False).plain(B, 33, width)
+    stack(hidden).sum().backward()
+    found = {f"d{name}": parameter.grad for name, parameter in stack.named_parameters() if parameter.grad is not None}
+    with torch.no_grad():
+        y, states = stack(hidden, return_state=True)
+        found |= {"y": y, "step": stack.step(hidden[:, -1], states)}
+    return found | {f"state {i}": state.ssm for i, state in enumerate(states)}
 
 
 class Draw:
