@@ -1,6 +1,6 @@
 """Compile the Gluon kernels with the launch settings of an architecture, for a GPU that is not here; prints JSON.
 
-python compile_gluon.py sm [sm ...]: a list of [sm, launch, kernel, bytes of shared memory, 16-byte loads, warps a program].
+python compile_gluon.py sm [sm ...]: a list of [sm, launch, kernel, bytes of shared memory, 16-byte loads, warps].
 """
 
 import json
