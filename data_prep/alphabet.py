@@ -26,6 +26,7 @@ class Alphabet:
         ambiguous: Legal letters that read as `unknown`.
         synonyms: Pairs of a letter and the symbol that it reads as.
         complement: The complement of each symbol, in the order of `symbols`; empty where there is none.
+        case_sensitive: A letter and its capital are two symbols.
     """
 
     name: str
@@ -34,9 +35,10 @@ class Alphabet:
     ambiguous: str = ""
     synonyms: tuple[tuple[str, str], ...] = ()
     complement: str = ""
+    case_sensitive: bool = False
 
     def encode(self, text: bytes | str) -> Codes:
-        """Token ids (L,) of letters (L,), ignoring case; INVALID (255) where a letter is not of the alphabet."""
+        """Token ids (L,) of letters (L,), ignoring case unless it matters; INVALID (255) where a letter is not of the alphabet."""
         raw = text.encode("latin-1", "replace") if isinstance(text, str) else text
         return np.frombuffer(raw.translate(self.table), dtype=np.uint8)
 
@@ -72,7 +74,7 @@ class Alphabet:
             *self.synonyms,
         ]
         for letter, symbol in pairs:
-            for case in (letter.upper(), letter.lower()):
+            for case in (letter,) if self.case_sensitive else (letter.upper(), letter.lower()):
                 table[ord(case)] = self.symbols.index(symbol)
         return bytes(table)
 
@@ -98,19 +100,46 @@ DNA: Final = Alphabet(
     synonyms=(("U", "T"),),
     complement="TGCAN",
 )
-ALPHABETS: Final = {alphabet.name: alphabet for alphabet in (DNA,)}
+RNA: Final = Alphabet(
+    name="rna",
+    symbols="ACGUN",
+    unknown="N",
+    ambiguous="RYKMSWBDHV-.",
+    synonyms=(("T", "U"),),
+    complement="UGCAN",
+)
+PROTEIN: Final = Alphabet(name="protein", symbols="ACDEFGHIKLMNPQRSTVWYX", unknown="X", ambiguous="BZJUO*-.")
+ALPHABETS: Final = {alphabet.name: alphabet for alphabet in (DNA, RNA, PROTEIN)}
+SYMBOLS_PREFIX: Final = "symbols:"
+_SUBSTITUTE: Final = "\x1a"
 
 
 def get_alphabet(name: str) -> Alphabet:
-    """The alphabet that a saved model's config names.
+    """The alphabet that a saved model's config names; "symbols:" and its symbols make one.
 
     Raises:
         ValueError: No alphabet has this name.
     """
+    if name.startswith(SYMBOLS_PREFIX):
+        return symbols_alphabet(name.removeprefix(SYMBOLS_PREFIX))
     try:
         return ALPHABETS[name]
     except KeyError:
         raise ValueError(f"unknown alphabet {name!r}; known alphabets: {', '.join(sorted(ALPHABETS))}") from None
+
+
+def symbols_alphabet(symbols: str) -> Alphabet:
+    """The alphabet of any printable ASCII symbols, case included; the last token id is left for unknown ones.
+
+    Raises:
+        ValueError: There is none, one comes twice, or one is no printable ASCII.
+    """
+    wrong = next((symbol for symbol in symbols if not "!" <= symbol <= "~"), None)
+    if not symbols or wrong is not None or len(set(symbols)) != len(symbols):
+        problem = f"{wrong!r} among them" if wrong is not None else "none, or one twice"
+        raise ValueError(f"symbols {symbols!r} came, {problem}; different printable ASCII symbols were expected")
+    name = SYMBOLS_PREFIX + symbols
+    return Alphabet(name=name, symbols=symbols + _SUBSTITUTE, unknown=_SUBSTITUTE, case_sensitive=True)
 
 
 def encode(text: bytes | str) -> Codes:

@@ -27,6 +27,7 @@ Task = Literal[
     "language-model",
 ]
 TASKS: tuple[Task, ...] = get_args(Task)
+_WHOLE_SEQUENCES = ("sequence-classification", "multi-label", "sequence-regression")
 _FEWEST_LABELS = {"sequence-classification": 2, "token-classification": 2, "language-model": 0}
 """How many labels a task needs; the others need 1."""
 
@@ -104,6 +105,21 @@ class ModelConfig:
     """How tokens become vectors: each has its own, or, for levels of a quantity, a linear map of waves makes them."""
     tie_embeddings: bool = True
     """A language model's embedding is also its output matrix; if not, that is a matrix of its own."""
+    positions: int | None = None
+    """For sequences that are aligned, such as windows around a site: a vector of its own for each of so many positions,
+    added to the embedding. No sequence may then be longer. Only for models with outputs for whole sequences."""
+    target_mean: list[float] = dataclasses.field(default_factory=list)
+    """Of a regression, one for each label: outputs are multiplied by `target_scale`, and this is added, to give the
+    quantity that was learnt. Empty when outputs are the quantity."""
+    target_scale: list[float] = dataclasses.field(default_factory=list)
+    """See `target_mean`."""
+    input_mean: list[float] = dataclasses.field(default_factory=list)
+    """Of a series, one for each of its numbers: this is subtracted from the input, and the difference divided by
+    `input_scale`, before the model reads it. Empty when it reads the numbers as they are."""
+    input_scale: list[float] = dataclasses.field(default_factory=list)
+    """See `input_mean`."""
+    strand: Literal["both", "forward"] | None = None
+    """Whether predictions for DNA average over both strands or read the given one; None leaves it to who asks."""
     mamba_seq_version: str = __version__
     """The version that wrote the model."""
 
@@ -115,7 +131,18 @@ class ModelConfig:
             raise ValueError(f"pooling is {self.pooling!r}, expected 'mean', 'last' or 'max'")
         if self.embedding not in ("learned", "sinusoidal"):
             raise ValueError(f"embedding is {self.embedding!r}, expected 'learned' or 'sinusoidal'")
-        for name in ("vocab_size", "input_features", "context", "sample_rate"):
+        if self.strand not in (None, "both", "forward"):
+            raise ValueError(f"strand is {self.strand!r}, expected 'both', 'forward' or none")
+        for name, count in (("target", len(self.labels)), ("input", self.input_features)):
+            mean, scale = getattr(self, f"{name}_mean"), getattr(self, f"{name}_scale")
+            if len(mean) != len(scale) or len(mean) not in (0, count) or not all(s > 0 for s in scale):
+                raise ValueError(
+                    f"{name}_mean has {len(mean)} numbers and {name}_scale {len(scale)}, expected {count or 0} of each, or "
+                    "none, and scales above 0"
+                )
+        if self.positions is not None and self.task not in _WHOLE_SEQUENCES:
+            raise ValueError(f"positions is {self.positions}, expected none for {self.task}")
+        for name in ("vocab_size", "input_features", "context", "sample_rate", "positions"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1, or none")

@@ -30,6 +30,10 @@ class SequenceModel(Model):
         self.head = nn.Linear(config.backbone.d_model, len(config.labels))
         self.reset_embedding()
         nn.init.zeros_(self.head.bias)
+        self.position: nn.Embedding | None = None
+        if config.positions is not None:
+            self.position = nn.Embedding(config.positions, config.backbone.d_model)
+            nn.init.normal_(self.position.weight, std=0.02)
 
     def forward(
         self,
@@ -56,11 +60,14 @@ class SequenceModel(Model):
             ValueError: for inputs, a mask, boundaries or a state that do not fit.
         """
         hidden = self.embed(inputs, mask, cu_seqlens)
+        if self.position is not None:
+            before = None if state is None else state.pooled.length
+            hidden = hidden + self._positions(inputs, mask, cu_seqlens, before)
         if not return_state and state is None:
             return self.read(self.backbone(hidden, mask, cu_seqlens=cu_seqlens), mask, cu_seqlens)
-        carried, before = (None, None) if state is None else state
+        carried, so_far = (None, None) if state is None else state
         out, backbone_state = self.backbone(hidden, mask, carried, return_state=True, cu_seqlens=cu_seqlens)
-        pooled = gather(out, self.config.pooling, mask, cu_seqlens, before)
+        pooled = gather(out, self.config.pooling, mask, cu_seqlens, so_far)
         outputs = self._outputs(pooled)
         return (outputs, SequenceState(backbone_state, pooled)) if return_state else outputs
 
@@ -80,7 +87,10 @@ class SequenceModel(Model):
         Returns:
             The outputs so far (B, labels), and the next state.
         """
-        out = self.backbone.step(self.embed_step(inputs), state.backbone)
+        hidden = self.embed_step(inputs)
+        if self.position is not None:
+            hidden = hidden + self._position_vectors(state.pooled.length)
+        out = self.backbone.step(hidden, state.backbone)
         pooled = gather(out[:, None], self.config.pooling, before=state.pooled)
         return self._outputs(pooled), SequenceState(state.backbone, pooled)
 
@@ -88,6 +98,30 @@ class SequenceModel(Model):
         """Return the state of `batch` sequences before their first position."""
         pooled = nothing(batch, self.config.backbone.d_model, self.config.pooling, self.head.weight.detach())
         return SequenceState(self.backbone.allocate_state(batch), pooled)
+
+    def _positions(
+        self, inputs: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, before: Tensor | None
+    ) -> Tensor:
+        """Return the vector of each position (B, L, d_model), counted from the first real one of its sequence."""
+        batch, length = inputs.shape[:2]
+        at = torch.arange(length, device=inputs.device)[None].expand(batch, length)
+        if cu_seqlens is not None:
+            row = torch.searchsorted(cu_seqlens[1:].contiguous(), at[0].to(cu_seqlens.dtype), right=True)
+            at = at - cu_seqlens[row].long()
+            return self._position_vectors(at if before is None else at + before[row])
+        if mask is not None:
+            at = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        return self._position_vectors(at if before is None else at + before[:, None])
+
+    def _position_vectors(self, at: Tensor) -> Tensor:
+        assert self.position is not None
+        known = self.position.num_embeddings
+        if at.numel() and not torch.compiler.is_compiling() and int(at.max()) >= known:
+            raise ValueError(
+                f"a sequence of {int(at.max()) + 1} positions came, expected at most {known}: the model knows so many"
+            )
+        vectors: Tensor = self.position(at)
+        return vectors
 
     def _outputs(self, pooled: Pooled) -> Tensor:
         """Turn pooled vectors into outputs; in float32, as the average of a million positions needs."""

@@ -26,5 +26,5 @@ def test_the_other_strand_of_the_other_strand_is_the_first() -> None:
 def test_an_alphabet_is_found_by_the_name_in_a_config() -> None:
     assert get_alphabet("dna") is DNA
     assert (DNA.symbols, DNA.size, DNA.unknown_code) == ("ACGTN", 5, 4)
-    with pytest.raises(ValueError, match="unknown alphabet 'protein'; known alphabets: dna"):
-        get_alphabet("protein")
+    with pytest.raises(ValueError, match="unknown alphabet 'klingon'; known alphabets: dna, protein, rna"):
+        get_alphabet("klingon")

@@ -1,0 +1,116 @@
+"""Folders: one for each class with FASTA, sound or series in it, or one with a table for each split."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from mamba_seq.data_prep.audio_io import SUFFIXES as SOUNDS
+from mamba_seq.data_prep.audio_io import read_audio
+from mamba_seq.data_prep.codecs import DEFAULT
+from mamba_seq.data_prep.errors import NoRecords, TooFewData
+from mamba_seq.data_prep.genomes import PACKED_SUFFIXES
+from mamba_seq.data_prep.genomes import SUFFIXES as FASTA
+from mamba_seq.data_prep.labelled import SPLIT_NAMES, TABLES, Example, Labelled, LabelledConfig, read_file
+from mamba_seq.data_prep.labelled_fasta import read_fasta
+from mamba_seq.data_prep.labelled_series import load_npy, numbers_of
+from mamba_seq.data_prep.labelled_tables import read_table
+
+_FASTA = tuple(suffix + packed for suffix in (*FASTA, ".faa", ".fastq", ".fq") for packed in PACKED_SUFFIXES)
+_SPLIT_FILES = (*_FASTA, *(suffix + packed for suffix in TABLES for packed in PACKED_SUFFIXES))
+_SERIES = (".npy", ".csv", ".tsv", ".txt")
+
+
+def read_folder(root: Path, config: LabelledConfig) -> Labelled:
+    """Read a folder of class folders, whose names are the labels, or of one table a split.
+
+    Raises:
+        DataError: It is neither, a class has no file, or a file cannot be read.
+    """
+    tables = _split_tables(root)
+    if tables:
+        return _read_tables(tables, config)
+    classes = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not classes:
+        raise NoRecords(
+            f"{root} has neither class folders nor tables named train, dev and test; put the files of each class into a "
+            "folder of its name"
+        )
+    files = {folder.name: sorted(p for p in folder.rglob("*") if _known(p)) for folder in classes}
+    empty = next((label for label, paths in files.items() if not paths), None)
+    if empty is not None:
+        raise TooFewData(
+            f"{root / empty} has no file that is known here (FASTA, sound, .npy, .csv); add some, or remove the folder if "
+            "it is no class"
+        )
+    found = Labelled("a folder a class", [])
+    kinds = {_kind(path) for paths in files.values() for path in paths}
+    if len(kinds) > 1:
+        raise NoRecords(f"{root} holds {' and '.join(sorted(kinds))}; one kind of file was expected")
+    kind = kinds.pop()
+    for label, paths in files.items():
+        for path in paths:
+            name = path.relative_to(root).as_posix()
+            if kind == "FASTA":
+                found.examples += read_fasta(path, config, label).examples
+            elif kind == "sound":
+                found.examples.append(_sound(path, name, label, config))
+            else:
+                found.examples.append(_series(path, name, label, config))
+    found.kind = f"a folder a class, {kind}"
+    if kind == "sound":
+        found.codec, found.sample_rate = DEFAULT.name, config.sample_rate
+    return found
+
+
+def _split_tables(root: Path) -> list[Path]:
+    return sorted(
+        p
+        for p in root.iterdir()
+        if p.is_file() and p.name.split(".")[0].lower() in SPLIT_NAMES and p.name.lower().endswith(_SPLIT_FILES)
+    )
+
+
+def _read_tables(paths: list[Path], config: LabelledConfig) -> Labelled:
+    """Read a file a split; the same id in two of them is two examples."""
+    parts = []
+    for path in paths:
+        split = SPLIT_NAMES[path.name.split(".")[0].lower()]
+        part = read_file(path, config)
+        part.examples = [dataclasses.replace(e, id=f"{path.name}:{e.id}", split=split) for e in part.examples]
+        parts.append(part)
+    first = parts[0]
+    first.kind = f"a folder with {', '.join(path.name for path in paths)}"
+    first.examples = [each for part in parts for each in part.examples]
+    first.warnings = [warning for part in parts for warning in part.warnings]
+    return first
+
+
+def _known(path: Path) -> bool:
+    name = path.name.lower()
+    return path.is_file() and not name.startswith(".") and name.endswith((*_FASTA, *SOUNDS, *_SERIES))
+
+
+def _kind(path: Path) -> str:
+    name = path.name.lower()
+    return "FASTA" if name.endswith(_FASTA) else "sound" if name.endswith(tuple(SOUNDS)) else "series"
+
+
+def _sound(path: Path, name: str, label: str, config: LabelledConfig) -> Example:
+    levels = DEFAULT.encode(read_audio(path, config.sample_rate))
+    # recordings of one voice stay together where names say whose they are
+    group = path.stem.split("_nohash_")[0] if "_nohash_" in path.stem else ""
+    return Example(name, levels.astype("int64"), (label,), group=group, where=str(path))
+
+
+def _series(path: Path, name: str, label: str, config: LabelledConfig) -> Example:
+    if path.suffix.lower() == ".npy":
+        values = load_npy(path).astype("float32")
+        if values.ndim not in (1, 2):
+            raise NoRecords(f"{path} is an array {values.shape}, expected (L,) or (L, F): one series")
+        return Example(name, values if values.ndim == 2 else values[:, None], (label,), where=str(path))
+    table = read_table(path)
+    columns = [table.columns.index(name) for name in config.values or table.columns if name in table.columns]
+    names = [table.columns[c] for c in columns]
+    rows = [numbers_of([row[c] for c in columns], table.where(line), names) for line, row in table.rows]
+    return Example(name, np.stack(rows), (label,), where=str(path))
