@@ -12,6 +12,8 @@ from mamba_seq.pipelines.cli._shell import LazyGroup, Settings
 
 SUBCOMMANDS = {
     "classify": "mamba_seq.pipelines.cli.classify:classify",
+    "finetune": "mamba_seq.pipelines.cli.finetune:finetune",
+    "predict": "mamba_seq.pipelines.cli.predict:predict",
     "evaluate": "mamba_seq.pipelines.cli.evaluate:evaluate",
     "train": "mamba_seq.pipelines.cli.train:train",
     "zoo": "mamba_seq.pipelines.cli.zoo:zoo",

@@ -132,12 +132,13 @@ def fit(
     checkpoint: Checkpoint,
     max_minutes: float | None,
     progress: bool,
+    more: Sequence[Callback] = (),
 ) -> int:
     """Train from the last checkpoint, if there is one; return how many steps are done in all."""
     if not has_checkpoint(checkpoint.path):
-        return fit_from(None, training, data, recipe, run, checkpoint, max_minutes, progress)
+        return fit_from(None, training, data, recipe, run, checkpoint, max_minutes, progress, more)
     with whole_checkpoint(checkpoint.path) as resume:
-        return fit_from(resume, training, data, recipe, run, checkpoint, max_minutes, progress)
+        return fit_from(resume, training, data, recipe, run, checkpoint, max_minutes, progress, more)
 
 
 def fit_from(
@@ -149,13 +150,14 @@ def fit_from(
     checkpoint: Checkpoint,
     max_minutes: float | None,
     progress: bool,
+    more: Sequence[Callback] = (),
 ) -> int:
-    """Do what `fit` does, from the checkpoint in a file."""
+    """Do what `fit` does, from the checkpoint in a file; `more` callbacks come before the checkpoint, which keeps them."""
     gpu = torch.cuda.is_available()
     mixed = recipe.precision == "bf16" or (recipe.precision == "auto" and gpu)
     start = 0 if resume is None else resumed_step(resume, checkpoint.path)
     data.start_step = start
-    callbacks: list[Callback] = [checkpoint]
+    callbacks: list[Callback] = [*more, checkpoint]
     training.minutes = lambda: checkpoint.minutes
     if max_minutes is not None:
         callbacks.append(StopAfter(max_minutes))
