@@ -38,7 +38,9 @@ class Alphabet:
     case_sensitive: bool = False
 
     def encode(self, text: bytes | str) -> Codes:
-        """Token ids (L,) of letters (L,), ignoring case unless it matters; INVALID (255) where a letter is not of the alphabet."""
+        """Token ids (L,) of letters (L,), ignoring case unless it matters; INVALID (255) where a letter is not of the
+        alphabet.
+        """
         raw = text.encode("latin-1", "replace") if isinstance(text, str) else text
         return np.frombuffer(raw.translate(self.table), dtype=np.uint8)
 

@@ -198,9 +198,7 @@ def split_named(text: str, where: str) -> Split | None:
     try:
         return SPLIT_NAMES[text.lower()]
     except KeyError:
-        raise BadRecord(
-            f"{where}: split {text!r} came; train, validation (or dev, val) or test was expected"
-        ) from None
+        raise BadRecord(f"{where}: split {text!r} came; train, validation (or dev, val) or test was expected") from None
 
 
 __all__ = ["SPLIT_NAMES", "DataError", "Example", "Labelled", "LabelledConfig", "read_file", "read_labelled"]

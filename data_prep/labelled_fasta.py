@@ -25,7 +25,11 @@ def read_fasta(path: Path, config: LabelledConfig, label: str | None = None) -> 
     given = label is not None or config.labels_file is not None
     if pattern is None and not given:
         pattern = next(
-            (p for p in (_TAXID, re.compile(r"\|(?P<label>[^|\s]+)\s*$")) if all(p.search(head) for head, _, _ in records)),
+            (
+                p
+                for p in (_TAXID, re.compile(r"\|(?P<label>[^|\s]+)\s*$"))
+                if all(p.search(head) for head, _, _ in records)
+            ),
             None,
         )
     examples = []
@@ -36,7 +40,8 @@ def read_fasta(path: Path, config: LabelledConfig, label: str | None = None) -> 
             match = pattern.search(header)
             if match is None:
                 raise BadRecord(
-                    f"{where}: header {header[:60]!r} does not match the label pattern {pattern.pattern!r}; correct one "
+                    f"{where}: header {header[:60]!r} does not match the label pattern {pattern.pattern!r}; "
+                    "correct one "
                     "of them, or give the labels in a table (--labels-file)"
                 )
             named = match.groupdict()

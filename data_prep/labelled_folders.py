@@ -33,14 +33,16 @@ def read_folder(root: Path, config: LabelledConfig) -> Labelled:
     classes = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
         raise NoRecords(
-            f"{root} has neither class folders nor tables named train, dev and test; put the files of each class into a "
+            f"{root} has neither class folders nor tables named train, dev and test; put the files of each class "
+            "into a "
             "folder of its name"
         )
     files = {folder.name: sorted(p for p in folder.rglob("*") if _known(p)) for folder in classes}
     empty = next((label for label, paths in files.items() if not paths), None)
     if empty is not None:
         raise TooFewData(
-            f"{root / empty} has no file that is known here (FASTA, sound, .npy, .csv); add some, or remove the folder if "
+            f"{root / empty} has no file that is known here (FASTA, sound, .npy, .csv); add some, or remove the "
+            "folder if "
             "it is no class"
         )
     found = Labelled("a folder a class", [])

@@ -1,4 +1,5 @@
-"""What a model reads of an example: letters of an alphabet as token ids, integer tokens, or numbers on a scale of about 1.
+"""What a model reads of an example: letters of an alphabet as token ids, integer tokens, or numbers on a scale of
+about 1.
 
 An alphabet is recognised by its letters: nearly all of those that a text holds must be bases, or amino acids. A letter
 beyond them is then refused by its place, and not made an alphabet of its own.
@@ -45,7 +46,9 @@ class Reader:
             return self._numbers(example)
         if self.alphabet is not None:
             if not isinstance(sequence, str):
-                raise BadRecord(f"{example.where}: numbers came, letters of the alphabet {self.alphabet!r} were expected")
+                raise BadRecord(
+                    f"{example.where}: numbers came, letters of the alphabet {self.alphabet!r} were expected"
+                )
             codes = get_alphabet(self.alphabet).encode(sequence.encode("utf-8"))
             if INVALID in codes:
                 at = int(np.argmax(codes == INVALID))
@@ -63,7 +66,8 @@ class Reader:
         if wrong.any():
             at = int(np.argmax(wrong))
             raise BadRecord(
-                f"{example.where}: token {tokens[at]} at position {at + 1} came; 0 to {self.vocab_size - 1} were expected"
+                f"{example.where}: token {tokens[at]} at position {at + 1} came; 0 to {self.vocab_size - 1} were "
+                "expected"
             )
         return tokens.astype(np.int64)
 
@@ -77,7 +81,8 @@ class Reader:
             raise BadRecord(
                 f"{example.where}: {values.shape[1]} numbers a position came, {self.input_features} were expected"
             )
-        return ((values - np.float32(self.input_mean)) / np.float32(self.input_scale)).astype(np.float32)
+        mean, scale = np.array(self.input_mean), np.array(self.input_scale)
+        return ((values - mean) / scale).astype(np.float32)
 
 
 def choose_reader(examples: Sequence[Example], asked: str | None = None) -> Reader:
@@ -89,9 +94,13 @@ def choose_reader(examples: Sequence[Example], asked: str | None = None) -> Read
     """
     first = examples[0].sequence
     if not isinstance(first, str) and first.dtype.kind in "iu":
-        return Reader(vocab_size=1 + max(int(np.max(e.sequence, initial=0)) for e in examples))  # type: ignore[arg-type]
+        return Reader(vocab_size=1 + max(int(np.max(e.sequence, initial=0)) for e in examples))
     texts = [e.sequence for e in examples if isinstance(e.sequence, str)]
-    if texts and asked in (None, "tokens", "numbers") and all(re.fullmatch(r"[-+\d.eE\s]+", text) for text in texts[:SAMPLE]):
+    if (
+        texts
+        and asked in (None, "tokens", "numbers")
+        and all(re.fullmatch(r"[-+\d.eE\s]+", text) for text in texts[:SAMPLE])
+    ):
         tokens = [as_tokens(text) for text in texts] if asked != "numbers" else [None]
         if all(each is not None and (not each.size or each.min() >= 0) for each in tokens):
             return Reader(vocab_size=1 + max(int(np.max(each, initial=0)) for each in tokens if each is not None))

@@ -31,7 +31,8 @@ def read_bed(path: Path, config: LabelledConfig) -> Labelled:
             f"{path} is BED, which holds places and no sequence: name the FASTA file they lie on with --reference"
         )
     sequences = {
-        header.split(None, 1)[0] if header else "": letters for header, letters, _ in fasta_records(Path(config.reference))
+        header.split(None, 1)[0] if header else "": letters
+        for header, letters, _ in fasta_records(Path(config.reference))
     }
     with open_input(path) as file:
         lines = file.read().decode("utf-8-sig", "replace").splitlines()
@@ -52,7 +53,8 @@ def read_bed(path: Path, config: LabelledConfig) -> Labelled:
         known = next((c for c in _spellings(chromosome) if c in sequences), None)
         if known is None:
             raise BadRecord(
-                f"{where}: {chromosome!r} is not in {config.reference}, which has {', '.join(list(sequences)[:4])}; use the "
+                f"{where}: {chromosome!r} is not in {config.reference}, which has "
+                f"{', '.join(list(sequences)[:4])}; use the "
                 "reference that the intervals were made on"
             )
         renamed += known != chromosome
@@ -60,7 +62,8 @@ def read_bed(path: Path, config: LabelledConfig) -> Labelled:
         whole = sequences[known]
         if start < 0 or end > len(whole):
             raise BadRecord(
-                f"{where}: {chromosome} {start} to {end} came, with a flank of {config.flank}; {known} has 0 to {len(whole)}"
+                f"{where}: {chromosome} {start} to {end} came, with a flank of {config.flank}; {known} has 0 to "
+                f"{len(whole)}"
             )
         strand = row.get("strand", ".")
         if strand not in ("+", "-", ".", ""):

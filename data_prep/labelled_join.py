@@ -69,7 +69,8 @@ def _positional(table: Table) -> list[str]:
     width = len(table.columns)
     if width < 2:
         raise BadRecord(
-            f"{table.path} has the columns {', '.join(map(repr, table.columns))}; id and label were expected, separated "
+            f"{table.path} has the columns {', '.join(map(repr, table.columns))}; id and label were expected, "
+            "separated "
             "by tabs or commas"
         )
     return ["id", "label", "split", "group", *(f"column{i}" for i in range(4, width))][:width]

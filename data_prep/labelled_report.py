@@ -84,7 +84,9 @@ def _duplicates(examples: Sequence[Example], targets: Targets) -> list[str]:
         torn = [p for p in repeated if len({targets.values[i] for i in p}) > 1]
         if torn:
             a, b = torn[0][0], next(i for i in torn[0] if targets.values[i] != targets.values[torn[0][0]])
-            lines.append(f"{len(torn)} sequences stand under two labels, such as {examples[a].where} and {examples[b].where}")
+            lines.append(
+                f"{len(torn)} sequences stand under two labels, such as {examples[a].where} and {examples[b].where}"
+            )
     names = Counter(e.id for e in examples)
     twice = [name for name, n in names.items() if n > 1]
     if twice:

@@ -59,7 +59,9 @@ def long_series(table: "Table", config: LabelledConfig, labels: list[int]) -> La
             label = tuple(row[labels[0]] for _, row in each)
         splits = {row[split] for _, row in each} if split is not None else {""}
         if len(splits) > 1:
-            raise BadRecord(f"{table.path}: series {name!r} is in the splits {' and '.join(sorted(splits))}; give it one")
+            raise BadRecord(
+                f"{table.path}: series {name!r} is in the splits {' and '.join(sorted(splits))}; give it one"
+            )
         found = split_named(splits.pop(), table.where(line))
         examples.append(
             Example(
@@ -102,7 +104,9 @@ def read_npy(path: Path, config: LabelledConfig) -> Labelled:
         return join_labels(found, labels_path, config)
     labels = load_npy(labels_path)
     if len(labels) != len(array) or labels.ndim > 2:
-        raise BadRecord(f"{labels_path} is an array {labels.shape}, expected ({len(array)}, ...): a row for each series")
+        raise BadRecord(
+            f"{labels_path} is an array {labels.shape}, expected ({len(array)}, ...): a row for each series"
+        )
     found.per_position = labels.ndim == 2 and labels.shape[1] == array.shape[1]
     texts = [tuple(map(str, np.atleast_1d(row).tolist())) for row in labels]
     found.examples = [

@@ -1,6 +1,7 @@
 """Which examples are for training, validation and test: as the data say, or made by seed.
 
-Examples of one group, and those with the same sequence, stay together. Classes keep their shares in each split as far as
+Examples of one group, and those with the same sequence, stay together. Classes keep their shares in each split as far
+as
 that lets them; a class of one member stays in training.
 """
 
@@ -12,8 +13,8 @@ import numpy as np
 
 from mamba_seq.data_prep.errors import DataError, TooFewData
 from mamba_seq.data_prep.labelled import Example
-from mamba_seq.data_prep.splits import SPLITS, Split
 from mamba_seq.data_prep.labelled_targets import Targets
+from mamba_seq.data_prep.splits import SPLITS, Split
 
 
 @dataclasses.dataclass
@@ -31,7 +32,8 @@ def assign_splits(
     """Return the split of each example.
 
     Raises:
-        DataError: Some rows name a split and some do not, a split is empty, or one to measure on has a class that training
+        DataError: Some rows name a split and some do not, a split is empty, or one to measure on has a class that
+        training
             lacks.
     """
     given = [e.split for e in examples]
@@ -50,7 +52,8 @@ def assign_splits(
     for split in SPLITS:
         if split not in splits:
             raise TooFewData(
-                f"{total} examples make no {split} split: their groups, or equal sequences, cannot be parted; give more, or "
+                f"{total} examples make no {split} split: their groups, or equal sequences, cannot be parted; give "
+                "more, or "
                 "name splits yourself"
             )
     warnings += _check_classes(examples, targets, splits)
@@ -149,7 +152,8 @@ def _check_classes(examples: Sequence[Example], targets: Targets, splits: Sequen
         if not counts["train"][number]:
             i = targets.values.index(number)
             raise DataError(
-                f"class {name!r} has no training example, only {total} of validation or test (first {examples[i].where}); "
+                f"class {name!r} has no training example, only {total} of validation or test (first "
+                f"{examples[i].where}); "
                 "move some to training, or leave the class out"
             )
         if total == 1:

@@ -117,7 +117,9 @@ def read_table(path: Path) -> Table:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise NotText(f"{path} is no UTF-8 text: byte {error.start} is {raw[error.start]:#04x}; save it as UTF-8") from error
+        raise NotText(
+            f"{path} is no UTF-8 text: byte {error.start} is {raw[error.start]:#04x}; save it as UTF-8"
+        ) from error
     if not text.strip():
         raise EmptyFile(f"{path} is empty; a table with a line of column names was expected")
     first = text.lstrip().splitlines()[0]

@@ -1,14 +1,15 @@
 """From labels to targets, and which task labels are of.
 
-    a text each                             sequence-classification: names sorted, as numbers where they are numbers
-    texts with ; or | in them, 0/1 columns  multi-label
-    numbers                                 sequence-regression, unless few whole numbers: those are names of classes
-    a letter or number a position           token-classification, token-regression
-    nearly all different texts              ctc
-    none                                    language-model
+a text each                             sequence-classification: names sorted, as numbers where they are numbers
+texts with ; or | in them, 0/1 columns  multi-label
+numbers                                 sequence-regression, unless few whole numbers: those are names of classes
+a letter or number a position           token-classification, token-regression
+nearly all different texts              ctc
+none                                    language-model
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -33,7 +34,8 @@ class Targets:
     Args:
         task: As a model's config names it.
         labels: Names of classes, targets or symbols.
-        values: For each example an int, an array of floats (labels,), an array a position, a list of symbols; None where
+        values: For each example an int, an array of floats (labels,), an array a position, a list of symbols; None
+        where
             it has no label.
         mean: Of each number of a regression, over training; what was subtracted.
         scale: Its standard deviation; what was divided by.
@@ -58,8 +60,8 @@ def infer_task(data: Labelled) -> str:
     if not known:
         return "language-model"
     if data.per_position:
-        cells = {cell for e in known for cell in e.label or ()}
-        return "token-regression" if _quantities(sorted(cells), len(known)) else "token-classification"
+        labels = sorted({cell for e in known for cell in e.label or ()})
+        return "token-regression" if _quantities(labels, len(known)) else "token-classification"
     columns = len(known[0].label or ())
     cells = sorted({cell for e in known for cell in e.label or ()})
     if columns > 1:
@@ -68,10 +70,12 @@ def infer_task(data: Labelled) -> str:
         if all(is_number(cell) for cell in cells):
             return "sequence-regression"
         odd = next(cell for cell in cells if not is_number(cell))
-        raise DataError(f"{columns} label columns hold {odd!r}; 0 and 1, or numbers, were expected: name one with --label")
+        raise DataError(
+            f"{columns} label columns hold {odd!r}; 0 and 1, or numbers, were expected: name one with --label"
+        )
     if all(e.length > 1 and len(position_cells(e)) == e.length for e in known) and any(e.length > 4 for e in known):
-        letters = {cell for e in known for cell in position_cells(e)}
-        return "token-regression" if _quantities(sorted(letters), len(known)) else "token-classification"
+        letters = sorted({cell for e in known for cell in position_cells(e)})
+        return "token-regression" if _quantities(letters, len(known)) else "token-classification"
     if any(_SEPARATORS.search(cell) for cell in cells):
         return "multi-label"
     if _quantities(cells, len(known)):
@@ -113,7 +117,9 @@ def make_targets(
 
 def standardise(targets: Targets, training: Sequence[bool]) -> None:
     """Give each number mean 0 and standard deviation 1 over the training examples."""
-    rows = [v.reshape(-1, len(targets.labels)) for v, t in zip(targets.values, training, strict=True) if t and v is not None]
+    rows = [
+        v.reshape(-1, len(targets.labels)) for v, t in zip(targets.values, training, strict=True) if t and v is not None
+    ]
     together = np.concatenate(rows).astype(np.float64)
     mean, scale = np.nanmean(together, axis=0), np.nanstd(together, axis=0)
     if (scale == 0).any():
@@ -229,10 +235,11 @@ def _texts(data: Labelled, labels: list[str] | None) -> Targets:
         if text is None:
             targets.values.append(None)
             continue
-        needed = len(text) + sum(a == b for a, b in zip(text, text[1:], strict=False))
+        needed = len(text) + sum(a == b for a, b in itertools.pairwise(text))
         if needed > e.length:
             raise BadRecord(
-                f"{e.where}: a text of {len(text)} symbols came for a sequence of {e.length} positions; ctc needs at least "
+                f"{e.where}: a text of {len(text)} symbols came for a sequence of {e.length} positions; ctc needs "
+                "at least "
                 f"{needed} of them"
             )
         for c in text:

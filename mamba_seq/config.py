@@ -137,7 +137,8 @@ class ModelConfig:
             mean, scale = getattr(self, f"{name}_mean"), getattr(self, f"{name}_scale")
             if len(mean) != len(scale) or len(mean) not in (0, count) or not all(s > 0 for s in scale):
                 raise ValueError(
-                    f"{name}_mean has {len(mean)} numbers and {name}_scale {len(scale)}, expected {count or 0} of each, or "
+                    f"{name}_mean has {len(mean)} numbers and {name}_scale {len(scale)}, expected {count or 0} of "
+                    "each, or "
                     "none, and scales above 0"
                 )
         if self.positions is not None and self.task not in _WHOLE_SEQUENCES:

@@ -1,9 +1,11 @@
-"""`mamba-seq evaluate`: accuracy on genomes of known class."""
+"""`mamba-seq evaluate`: accuracy on genomes of known class, or the metrics of the task on labelled sequences."""
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from mamba_seq.pipelines.cli._data_options import data_config, data_options
 from mamba_seq.pipelines.cli._messages import progress
 from mamba_seq.pipelines.cli._options import model_option, reading_options, window_length
 from mamba_seq.pipelines.cli._shell import Command, Settings
@@ -46,7 +48,12 @@ class _Lengths(click.ParamType):
     help="Windows of each class, drawn with --seed (default 0).",
 )
 @click.option("--splits", metavar="FILE", help="A run's splits.tsv: draw from its test regions only.")
+@click.option(
+    "--records", is_flag=True, help="Take every record of a folder's files as an example, not windows of genomes."
+)
+@click.option("--only", metavar="SPLIT", help="Of labelled sequences that name splits, measure this one, such as test.")
 @reading_options
+@data_options
 @click.pass_obj
 def evaluate(
     settings: Settings,
@@ -62,12 +69,23 @@ def evaluate(
     stride: int | None,
     max_windows: int,
     batch_tokens: int | None,
+    records: bool,
+    only: str | None,
+    **options: Any,
 ) -> None:
-    """Measure how often MODEL is right on the genomes in DATA, a folder with a folder of FASTA files for each class.
+    """Measure how good MODEL is on DATA: genomes of known class, or labelled sequences.
 
-    Random windows are read as classify would read them. Every length gets a row for all classes and one for each, with
+    DATA may be a folder with a folder of genomes (FASTA) for each class. Random windows are read as classify would
+    read them. Every length gets a row for all classes and one for each, with
     95 % Wilson intervals that take no more windows as independent than fit into the data side by side.
+
+    A file, or a folder with --records, is labelled sequences in any form that finetune takes: the metrics of the
+    model's
+    task, with bootstrapped 95 % intervals.
     """
+    if records or only or not Path(data).is_dir() or any(value not in (None, ()) for value in options.values()):
+        _evaluate_records(settings, data, model, output, format_, strand, batch_tokens, only, options)
+        return
     from mamba_seq.pipelines import models
     from mamba_seq.pipelines.evaluate import Reading, evaluate_genomes, read_genomes
     from mamba_seq.pipelines.evaluation_table import to_json, to_tsv
@@ -96,5 +114,48 @@ def evaluate(
             )
     about = {"model": model, "data": data, "splits": splits, "seed": seed, "context": reading.context, "strand": strand}
     text = to_tsv(results, labels) if format_ == "tsv" else to_json(results, labels, about)
+    with open_output(output) as sink:
+        sink.write(text.encode())
+
+
+def _evaluate_records(
+    settings: Settings,
+    data: str,
+    model: str,
+    output: str,
+    format_: str,
+    strand: str,
+    batch_tokens: int | None,
+    only: str | None,
+    options: dict[str, Any],
+) -> None:
+    """Write metric, value, low, high and the number of examples."""
+    import json
+
+    from mamba_seq.data_prep.labelled import split_named
+    from mamba_seq.loading import from_pretrained
+    from mamba_seq.pipelines.finetune.predict import Predicted
+    from mamba_seq.pipelines.models import locate_model
+    from mamba_seq.pipelines.output import check_output, open_output
+    from mamba_seq.pipelines.runtime import start
+
+    check_output(output, (data,))
+    split = split_named(only, "--only") if only else None
+    config = data_config(options)
+    device = start(settings.device, settings.threads, settings.seed)
+    loaded = from_pretrained(locate_model(model), device)
+    given = click.get_current_context().get_parameter_source("strand")
+    asked = strand if given is not None and given.name == "COMMANDLINE" else None
+    found = Predicted(loaded, data, config, device, batch_tokens or 1 << 16, asked)
+    table, examples = found.measured(split, settings.seed or 0)
+    if format_ == "json":
+        about = {"model": model, "data": data, "split": split, "task": loaded.config.task, "examples": examples}
+        text = json.dumps({**about, "metrics": table}, indent=1) + "\n"
+    else:
+        lines = [
+            f"{name}\t{each['value']:.4f}\t{each['low']:.4f}\t{each['high']:.4f}\t{examples}"
+            for name, each in table.items()
+        ]
+        text = "\n".join(["metric\tvalue\tlow\thigh\texamples", *lines]) + "\n"
     with open_output(output) as sink:
         sink.write(text.encode())

@@ -10,7 +10,9 @@ from mamba_seq.pipelines.cli._shell import Command, Settings
 
 @click.command(cls=Command)
 @click.argument("data", metavar="DATA")
-@click.option("-m", "--model", metavar="MODEL", required=True, help="A zoo name, a folder of a saved model, or a hub id.")
+@click.option(
+    "-m", "--model", metavar="MODEL", required=True, help="A zoo name, a folder of a saved model, or a hub id."
+)
 @click.option("-o", "--output", metavar="FILE", default="-", help="Table to write; .gz compresses. Default: -, stdout.")
 @click.option("--strand", type=click.Choice(["both", "forward"]), help="Default: as the model was trained.")
 @click.option("--batch-tokens", metavar="N", type=click.IntRange(min=1), default=1 << 16, show_default=True)

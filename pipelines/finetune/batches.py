@@ -1,4 +1,5 @@
-"""Batches of sequences of similar length, shuffled by seed: a run that was killed goes on with the batch it would have had.
+"""Batches of sequences of similar length, shuffled by seed: a run that was killed goes on with the batch it would
+have had.
 
 Shapes: B batch, L longest of the batch, F numbers at a position.
 """

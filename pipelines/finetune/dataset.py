@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+from pathlib import Path
 from typing import Any
 
 from mamba_seq.config import ModelConfig
@@ -29,17 +30,33 @@ class Dataset:
     lines: list[str]
     """What was seen, for the log and the card."""
     warnings: list[str]
+    path: str
+    """Of the data."""
+
+    @property
+    def name(self) -> str:
+        """The data's name, without the folders that lead to it."""
+        return Path(self.path).name
 
     def of(self, split: Split) -> list[int]:
         """Return the numbers of the examples of a split."""
         return [i for i, each in enumerate(self.splits) if each == split]
+
+    def described(self) -> tuple[list[str], list[str]]:
+        """Return lines and warnings for the card, with the data's name instead of its place on this machine."""
+        return [line.replace(self.path, self.name) for line in self.lines], [
+            line.replace(self.path, self.name) for line in self.warnings
+        ]
 
     def splits_table(self) -> str:
         """Return the table of splits: id, split, where."""
         out = io.StringIO()
         writer = csv.writer(out, delimiter="\t", lineterminator="\n")
         writer.writerow(("id", "split", "where"))
-        writer.writerows((e.id, s, e.where) for e, s in zip(self.data.examples, self.splits, strict=True))
+        writer.writerows(
+            (e.id, s, e.where.replace(self.path, self.name))
+            for e, s in zip(self.data.examples, self.splits, strict=True)
+        )
         return out.getvalue()
 
 
@@ -66,13 +83,26 @@ def prepare(recipe: FinetuneRecipe, start: ModelConfig | None) -> Dataset:
         standardise(targets, training)
     reader = _reader(recipe, data, training, start)
     if recipe.strand == "both" and reader.alphabet not in ("dna", "rna"):
-        raise RecipeError(f"strand is both, and {reader.alphabet or 'the input'} has no other strand; say --strand=forward")
+        raise RecipeError(
+            f"strand is both, and {reader.alphabet or 'the input'} has no other strand; say --strand=forward"
+        )
     inputs = [reader.encode(e) for e in data.examples]
     lines = describe(data, reader, targets, assigned)
     longer = sum(len(each) > recipe.max_length for each in inputs)
     if longer:
-        warnings.append(f"{longer} sequences are longer than {recipe.max_length:,} positions, and read in part (max_length)")
-    return Dataset(data, reader, targets, assigned.splits, inputs, lines, [*data.warnings, *warnings, *assigned.warnings])
+        warnings.append(
+            f"{longer} sequences are longer than {recipe.max_length:,} positions, and read in part (max_length)"
+        )
+    return Dataset(
+        data,
+        reader,
+        targets,
+        assigned.splits,
+        inputs,
+        lines,
+        [*data.warnings, *warnings, *assigned.warnings],
+        recipe.data_path,
+    )
 
 
 def prepare_for(config: ModelConfig, path: str, options: LabelledConfig) -> tuple[Labelled, Reader, Targets]:
@@ -106,7 +136,8 @@ def usable(data: Labelled, labelled: bool) -> tuple[Labelled, list[str]]:
             kept = [e for e in kept if not wrong(e)]
     if not kept:
         raise NoRecords(
-            f"none of the {len(data.examples)} examples can be used: {warnings[-1]}; name the column of labels with --label, "
+            f"none of the {len(data.examples)} examples can be used: {warnings[-1]}; name the column of labels "
+            "with --label, "
             "or give them in a table with --labels-file"
         )
     return dataclasses.replace(data, examples=kept), warnings
@@ -126,6 +157,7 @@ def _reader(recipe: FinetuneRecipe, data: Labelled, training: list[bool], start:
             chosen = dataclasses.replace(chosen, vocab_size=256)
     if start is not None and start.input_features != chosen.input_features:
         raise RecipeError(
-            f"the data have {chosen.input_features or 'no'} numbers a position, and the model reads {start.input_features}"
+            f"the data have {chosen.input_features or 'no'} numbers a position, and the model reads "
+            f"{start.input_features}"
         )
     return chosen

@@ -1,4 +1,6 @@
-"""What follows the last step: the best weights as a saved model, one measurement on the test split, pictures, the card."""
+"""What follows the last step: the best weights as a saved model, one measurement on the test split, pictures, the
+card.
+"""
 
 import dataclasses
 import datetime
@@ -49,6 +51,7 @@ def finish(model: Model, recipe: FinetuneRecipe, dataset: Dataset, run: Path, st
     drawn = _draw(dataset, results, values, run, staging)
     confusion = confusion_of(dataset.targets, results, values)
     config = model.config
+    lines, warnings = dataset.described()
     record = {
         "name": recipe.name,
         "summary": recipe.summary,
@@ -57,8 +60,8 @@ def finish(model: Model, recipe: FinetuneRecipe, dataset: Dataset, run: Path, st
         "data_source": recipe.data_source,
         "data_licence": recipe.data_licence,
         "limits": recipe.limits,
-        "data": dataset.lines,
-        "warnings": dataset.warnings,
+        "data": lines,
+        "warnings": warnings,
         "tests": len(numbers),
         "results": table,
         "confusion": None if confusion is None else confusion.tolist(),

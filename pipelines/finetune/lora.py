@@ -1,4 +1,6 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) through peft: put in before training, merged into the weights at the end."""
+"""Low-rank adapters (LoRA, arXiv 2106.09685) through peft: put in before training, merged into the weights at the
+end.
+"""
 
 from typing import Any
 
@@ -21,7 +23,9 @@ def add_adapters(model: nn.Module, config: LoraConfig) -> None:
     ends = tuple(f".{name}" for name in config.modules)
     found = [name for name, module in model.named_modules() if name.endswith(ends) and isinstance(module, nn.Linear)]
     if not found:
-        raise RecipeError(f"lora.modules is {config.modules}, and no linear map of the model is called so; in_proj is one")
+        raise RecipeError(
+            f"lora.modules is {config.modules}, and no linear map of the model is called so; in_proj is one"
+        )
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     adapters = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=found, bias="none"

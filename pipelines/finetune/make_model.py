@@ -1,4 +1,6 @@
-"""The model of a run: that of a saved one with a new head, or one from scratch; and which of its weights are trained."""
+"""The model of a run: that of a saved one with a new head, or one from scratch; and which of its weights are
+trained.
+"""
 
 import dataclasses
 import logging

@@ -39,7 +39,9 @@ def plot_curve(metrics: Path, picture: Path) -> None:
     figure.savefig(picture, dpi=110)
 
 
-def plot_roc(probabilities: NDArray[np.float64], truth: NDArray[np.int64], labels: Sequence[str], picture: Path) -> None:
+def plot_roc(
+    probabilities: NDArray[np.float64], truth: NDArray[np.int64], labels: Sequence[str], picture: Path
+) -> None:
     """Draw a ROC curve a class, against the rest: probabilities and truth, 0 or 1, both (examples, labels)."""
     figure = _figure(5)
     axis = figure.subplots()
@@ -78,12 +80,15 @@ def plot_calibration(probabilities: NDArray[np.float64], right: NDArray[np.bool_
     return float(error)
 
 
-def plot_scatter(said: Sequence[Any], true: Sequence[Any], label: str, picture: Path) -> None:
+def plot_scatter(said: NDArray[np.float64], true: NDArray[np.float64], label: str, picture: Path) -> None:
     """Draw what was said against what is true."""
     figure = _figure(5)
     axis = figure.subplots()
     axis.scatter(true, said, s=8, alpha=0.5)
-    low, high = float(np.nanmin([np.nanmin(said), np.nanmin(true)])), float(np.nanmax([np.nanmax(said), np.nanmax(true)]))
+    low, high = (
+        float(np.nanmin([np.nanmin(said), np.nanmin(true)])),
+        float(np.nanmax([np.nanmax(said), np.nanmax(true)])),
+    )
     axis.plot([low, high], [low, high], color="0.8", linewidth=1)
     axis.set(xlabel=f"{label}, true", ylabel=f"{label}, predicted")
     figure.savefig(picture, dpi=110)

@@ -28,7 +28,13 @@ class Predicted:
     """
 
     def __init__(
-        self, model: Any, path: str, options: LabelledConfig, device: torch.device, batch_tokens: int, strand: str | None
+        self,
+        model: Any,
+        path: str,
+        options: LabelledConfig,
+        device: torch.device,
+        batch_tokens: int,
+        strand: str | None,
     ) -> None:
         self.config: ModelConfig = model.config
         found = prepare_for(self.config, path, options)
@@ -68,7 +74,8 @@ class Predicted:
         """
         for label, n in self.targets.unknown.items():
             raise BadRecord(
-                f"label {label!r} came {n} times, which the model does not know; it knows {', '.join(self.config.labels)}"
+                f"label {label!r} came {n} times, which the model does not know; it knows "
+                f"{', '.join(self.config.labels)}"
             )
         examples = self.data.examples
         generative = self.config.task == "language-model"
@@ -106,7 +113,11 @@ class Predicted:
         if first is not None:
             log.warning("%d examples have no prediction: %s", statuses.count(tables.INVALID), first)
         if tables.TOO_LONG in statuses:
-            log.warning("%d examples have more than the %s positions that the model knows", statuses.count(tables.TOO_LONG), self.config.positions)
+            log.warning(
+                "%d examples have more than the %s positions that the model knows",
+                statuses.count(tables.TOO_LONG),
+                self.config.positions,
+            )
         if not any(each is not None for each in inputs):
             raise NoRecords(f"none of {len(inputs)} examples can be read: {first or 'all are empty or too long'}")
         return statuses, inputs

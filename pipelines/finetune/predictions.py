@@ -63,7 +63,8 @@ def split_outputs(model: Any, outputs: Tensor, mask: Tensor, task: str, inputs: 
     outputs = at_least_float32(outputs.detach())
     if task != "ctc" and not bool(torch.isfinite(outputs[mask] if outputs.ndim == 3 else outputs).all()):
         raise ScoringError(
-            "the model gave a number that is none: training diverged, or the weights are damaged; try a smaller --optim.lr"
+            "the model gave a number that is none: training diverged, or the weights are damaged; try a smaller "
+            "--optim.lr"
         )
     lengths = mask.sum(dim=1).tolist()
     if task == "ctc":

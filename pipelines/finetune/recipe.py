@@ -1,4 +1,6 @@
-"""What decides a fine-tuning run, as typed fields: of the built-in recipe, a zoo recipe or a YAML file, and overrides."""
+"""What decides a fine-tuning run, as typed fields: of the built-in recipe, a zoo recipe or a YAML file, and
+overrides.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -28,7 +30,7 @@ class LoraConfig:
 
     rank: int = 8
     """Rank of the two matrices."""
-    alpha: float = 16.0
+    alpha: int = 16
     """Their product is multiplied by alpha / rank."""
     dropout: float = 0.0
     """Dropout in front of them."""
@@ -38,7 +40,8 @@ class LoraConfig:
     def __post_init__(self) -> None:
         if self.rank < 1 or not self.alpha > 0 or not 0 <= self.dropout < 1:
             raise ValueError(
-                f"lora has rank {self.rank}, alpha {self.alpha}, dropout {self.dropout}; expected at least 1, above 0, and 0 "
+                f"lora has rank {self.rank}, alpha {self.alpha}, dropout {self.dropout}; expected at least 1, "
+                "above 0, and 0 "
                 "or more, below 1"
             )
 

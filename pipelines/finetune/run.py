@@ -110,5 +110,3 @@ def with_steps(recipe: FinetuneRecipe, per_epoch: int) -> FinetuneRecipe:
         recipe.optim, steps=steps, warmup_steps=warmup, min_lr=min(recipe.optim.min_lr, recipe.optim.lr)
     )
     return dataclasses.replace(recipe, optim=optim, val_every=min(steps, recipe.val_every * per_epoch))
-
-

@@ -25,7 +25,9 @@ Metrics = dict[str, float]
 
 
 def quick_score(targets: Targets, results: Sequence[Any], values: Sequence[Any]) -> Metrics:
-    """Return the metrics that a run is steered by, the first of which is improved; none for those steered by the loss."""
+    """Return the metrics that a run is steered by, the first of which is improved; none for those steered by the
+    loss.
+    """
     if targets.task == "sequence-classification":
         truth, found = torch.tensor(values), torch.tensor(np.array(results))
         return {"mcc": _mcc(found.argmax(1), truth, len(targets.labels)), "accuracy": _accuracy(found.argmax(1), truth)}
@@ -92,7 +94,8 @@ def _scorer(targets: Targets, results: Sequence[Any], values: Sequence[Any]) -> 
     if task == "token-classification":
         # intervals draw whole sequences: positions of one depend on each other
         classes = labels
-        counts = np.stack([confusion_of(targets, [r], [v]) for r, v in zip(results, values, strict=True)])  # type: ignore[type-var]
+        tables = [confusion_of(targets, [r], [v]) for r, v in zip(results, values, strict=True)]
+        counts = np.stack([each for each in tables if each is not None])
         return lambda rows: _of_confusion(counts[rows].sum(axis=0), classes)
     if task.endswith("regression"):
         scale, mean = np.array(targets.scale or [1.0]), np.array(targets.mean or [0.0])
@@ -103,8 +106,8 @@ def _scorer(targets: Targets, results: Sequence[Any], values: Sequence[Any]) -> 
         )
     if task == "ctc":
         said_texts, true_texts = _texts(targets, results, values)
-        counts = np.array([_errors(a, b) for a, b in zip(said_texts, true_texts, strict=True)])
-        return lambda rows: _rates(counts[rows])
+        wrong = np.array([_errors(a, b) for a, b in zip(said_texts, true_texts, strict=True)])
+        return lambda rows: _rates(wrong[rows])
     bits = np.array([r[0] for r in results])
     return lambda rows: {"bits_per_token": float(bits[rows].mean()), "perplexity": float(2 ** bits[rows].mean())}
 
@@ -171,7 +174,9 @@ def _of_numbers(said: NDArray[np.float64], true: NDArray[np.float64], labels: Se
 
 
 def _texts(targets: Targets, results: Sequence[Any], values: Sequence[Any]) -> tuple[list[str], list[str]]:
-    return ["".join(targets.labels[i] for i in r) for r in results], ["".join(targets.labels[i] for i in v) for v in values]
+    return ["".join(targets.labels[i] for i in r) for r in results], [
+        "".join(targets.labels[i] for i in v) for v in values
+    ]
 
 
 def _errors(said: str, true: str) -> tuple[float, int, float, int]:
@@ -179,9 +184,12 @@ def _errors(said: str, true: str) -> tuple[float, int, float, int]:
     from torchmetrics.functional.text import char_error_rate, word_error_rate
 
     words, letters = max(1, len(true.split())), max(1, len(true))
-    return word_error_rate(said, true or " ").item() * words if true else len(said.split()), words, (
-        char_error_rate(said, true).item() * letters if true else len(said)
-    ), letters
+    return (
+        word_error_rate(said, true or " ").item() * words if true else len(said.split()),
+        words,
+        (char_error_rate(said, true).item() * letters if true else len(said)),
+        letters,
+    )
 
 
 def _error_rates(said: Sequence[str], true: Sequence[str]) -> Metrics:
@@ -189,7 +197,7 @@ def _error_rates(said: Sequence[str], true: Sequence[str]) -> Metrics:
     return {"character_error_rate": rates["character_error_rate"], "word_error_rate": rates["word_error_rate"]}
 
 
-def _rates(counts: NDArray[np.float64]) -> Metrics:
+def _rates(counts: NDArray[Any]) -> Metrics:
     sums = counts.sum(axis=0)
     return {"word_error_rate": float(sums[0] / sums[1]), "character_error_rate": float(sums[2] / sums[3])}
 

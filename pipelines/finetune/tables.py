@@ -51,7 +51,10 @@ def _said(result: Any, config: ModelConfig) -> list[str]:
         best = int(np.argmax(result))
         return [names[best], f"{result[best]:.4f}", *(f"{p:.4f}" for p in result)]
     if config.task == "multi-label":
-        return [";".join(n for n, p in zip(names, result, strict=True) if p >= 0.5) or "-", *(f"{p:.4f}" for p in result)]
+        return [
+            ";".join(n for n, p in zip(names, result, strict=True) if p >= 0.5) or "-",
+            *(f"{p:.4f}" for p in result),
+        ]
     if config.task == "token-classification":
         separator = "" if all(len(name) == 1 for name in names) else " "
         return [separator.join(names[i] for i in result.argmax(axis=1))]

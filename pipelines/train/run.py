@@ -152,7 +152,10 @@ def fit_from(
     progress: bool,
     more: Sequence[Callback] = (),
 ) -> int:
-    """Do what `fit` does, from the checkpoint in a file; `more` callbacks come before the checkpoint, which keeps them."""
+    """Do what `fit` does, from the checkpoint in a file.
+
+    The checkpoint keeps the state of `more` callbacks, which are called before it is written.
+    """
     gpu = torch.cuda.is_available()
     mixed = recipe.precision == "bf16" or (recipe.precision == "auto" and gpu)
     start = 0 if resume is None else resumed_step(resume, checkpoint.path)

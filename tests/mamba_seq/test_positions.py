@@ -28,7 +28,7 @@ def test_all_forms_agree(model: SequenceClassifier) -> None:
     tokens = torch.randint(0, 5, (3, 9))
     with torch.inference_mode():
         whole = model(tokens)
-        first, state = model(tokens[:, :4], return_state=True)
+        _, state = model(tokens[:, :4], return_state=True)
         chunked = model(tokens[:, 4:], state=state)
         state = model.allocate_state(3)
         for i in range(9):
