@@ -21,6 +21,7 @@ Inputs = NDArray[np.uint8] | NDArray[np.int64] | NDArray[np.float32]
 MOST_OF = 0.9
 """Part of the letters that must be an alphabet's own for a text to be taken as of it."""
 BASES, AMINO_ACIDS = set("ACGTUN"), set("ACDEFGHIKLMNPQRSTVWYX")
+LEGAL = BASES | set(DNA.ambiguous)
 SAMPLE = 2000  # sequences that are looked at to recognise an alphabet
 
 
@@ -130,7 +131,8 @@ def recognise(texts: Sequence[str]) -> str:
     for text in texts[:SAMPLE]:
         counts.update(text.upper())
     total = sum(counts.values())
-    if not total or sum(counts[c] for c in BASES) >= MOST_OF * total:
+    bases = sum(counts[c] for c in BASES)
+    if bases >= MOST_OF * total or (set(counts) <= LEGAL and bases >= total / 2):
         return RNA.name if counts["U"] > counts["T"] else DNA.name
     if sum(counts[c] for c in AMINO_ACIDS) >= 0.97 * total and len(counts) >= 12:
         return PROTEIN.name

@@ -121,6 +121,7 @@ def _carve(
         if all(splits[i] == "train" for i in cluster):
             pools[_stratum(targets, cluster[0])].append(cluster)
     size = sum(splits[i] == "train" for i in range(len(splits)))
+    left = Counter(_stratum(targets, i) for i, s in enumerate(splits) if s == "train")
     for stratum in sorted(pools, key=str):
         pool = pools[stratum]
         members = sum(map(len, pool))
@@ -131,8 +132,10 @@ def _carve(
             cluster = pool[place]
             if taken + len(cluster) / 2 > wanted and (taken or wanted < 0.5):
                 break
-            if taken + len(cluster) > 2 * wanted + 1:
+            leaving = Counter(_stratum(targets, i) for i in cluster)
+            if taken + len(cluster) > 2 * wanted + 1 or any(left[c] <= n for c, n in leaving.items()):
                 continue
+            left -= leaving
             taken += len(cluster)
             for i in cluster:
                 splits[i] = split

@@ -1,0 +1,331 @@
+"""Every form of labelled data with the traps that people's files have."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from mamba_seq.data_prep.errors import BadRecord, DataError, NoRecords, NotText, TooFewData, UnreadableFile
+from mamba_seq.data_prep.labelled import Labelled, LabelledConfig, read_labelled
+from mamba_seq.data_prep.labelled_inputs import choose_reader
+from mamba_seq.data_prep.labelled_report import describe
+from mamba_seq.data_prep.labelled_splits import assign_splits
+from mamba_seq.data_prep.labelled_targets import infer_task, make_targets
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def pairs(data: Labelled) -> list[tuple[str, object, tuple[str, ...] | None]]:
+    return [(e.id, e.sequence, e.label) for e in data.examples]
+
+
+def read(path: Path, **options: object) -> Labelled:
+    return read_labelled(path, LabelledConfig(**options))  # type: ignore[arg-type]
+
+
+def test_tables_with_all_that_people_do_to_them(tmp_path: Path) -> None:
+    messy = '\ufeffName, Sequence ,extra,Label\r\na,"acGT, ",1,"x, y"\r\n\r\nb,ACG T,2, z\r\n'
+    messy = messy.replace('"acGT, "', '"acGT "')
+    assert pairs(read(write(tmp_path / "t.csv", messy))) == [("a", "acGT", ("x, y",)), ("b", "ACGT", ("z",))]
+    packed = gzip.compress(b"id\tseq\ty\n1\tAAA\tp\n2\t\tq\n3\tCCC\t\n")
+    assert pairs(read(write(tmp_path / "t.tsv.gz", packed))) == [
+        ("1", "AAA", ("p",)),
+        ("2", "", ("q",)),
+        ("3", "CCC", None),
+    ]
+    headless = read(write(tmp_path / "h.csv", "ACGTACGTAC,1\nCCGTACGTAC,0\n"))
+    assert pairs(headless) == [("1", "ACGTACGTAC", ("1",)), ("2", "CCGTACGTAC", ("0",))]
+    assert "no line of column names" in headless.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("sequence,label\nACGT,x\nACGT,x,y\n", {}, r"line 3: 3 cells came, 2 were expected"),
+        ("dna,label\nACGT,x\n", {}, r"the columns 'dna', 'label'; 'sequence' or 'seq' or 'text' was expected"),
+        (
+            "sequence,label\nACGT,x\n",
+            {"label": ["kind"]},
+            r"'kind' was expected as label: name the column with --label",
+        ),
+        ("sequence,label,split\nACGT,x,later\n", {}, r"line 2: split 'later' came; train, validation"),
+        ("sequence,label\n", {}, r"column names and no row"),
+        ("  \n", {}, r"is empty"),
+        ("sequence,sequence\nA,b\n", {}, r"the column 'sequence' twice"),
+        ('sequence,label\n"ACGT,x\n', {}, r"line 2: .*check the quotes"),
+    ],
+)
+def test_tables_that_are_refused(tmp_path: Path, text: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(write(tmp_path / "t.csv", text), **options)
+
+
+def test_a_table_that_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(NotText, match="byte 16 is 0xe9"):
+        read(write(tmp_path / "t.csv", b"sequence,label\nA\xe9,x\n"))
+    with pytest.raises(UnreadableFile, match="no such file"):
+        read(tmp_path / "none.csv")
+    with pytest.raises(NoRecords, match="of no known form"):
+        read(write(tmp_path / "what", "some words"))
+
+
+def test_parquet(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    parquet.write_table(pyarrow.table({"sequence": ["ACGT", "CC"], "label": [1, None]}), tmp_path / "t.parquet")
+    assert pairs(read(tmp_path / "t.parquet")) == [("1", "ACGT", ("1",)), ("2", "CC", None)]
+
+
+def test_fasta_with_labels_in_the_header(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.fa", ">a x|12\nAC\nGT\n>b|0\n\nCC\n")
+    assert pairs(read(path)) == [("a", "ACGT", ("12",)), ("b|0", "CC", ("0",))]
+    taxid = write(tmp_path / "b.fa", ">s1|kraken:taxid|562 E. coli\nAC\n")
+    assert pairs(read(taxid))[0][2] == ("562",)
+    grouped = read(path, label_pattern=r"^(?P<group>\w).*\|(?P<label>\d+)")
+    assert [(e.label, e.group) for e in grouped.examples] == [(("12",), "a"), (("0",), "b")]
+    with pytest.raises(BadRecord, match=r"a.fa, line 4: header 'b\|0' does not match"):
+        read(path, label_pattern=r"x\|(\d+)")
+    assert [e.label for e in read(write(tmp_path / "c.fa", ">a\nAC\n")).examples] == [None]
+    fastq = write(tmp_path / "d.fq", "@r1 z|k\nACGT\n+\nIIII\n")
+    assert pairs(read(fastq)) == [("r1", "ACGT", ("k",))]
+
+
+def test_fasta_with_a_table_of_labels(tmp_path: Path) -> None:
+    fasta = write(tmp_path / "a.fa", ">a one\nAC\n>b\nGT\n>c\nTT\n")
+    table = write(tmp_path / "l.tsv", "id\tlabel\tsplit\tgroup\nb\tx\ttrain\tg\na\ty\tdev\t\nz\tx\ttest\t\n")
+    found = read(fasta, labels_file=str(table))
+    assert [(e.id, e.label, e.split, e.group) for e in found.examples] == [
+        ("a", ("y",), "validation", ""),
+        ("b", ("x",), "train", "g"),
+    ]
+    assert "1 sequences have no label" in found.warnings[0]
+    assert "'c'" in found.warnings[0]
+    assert "1 labels have no sequence" in found.warnings[1]
+    headless = write(tmp_path / "h.tsv", "a\t1\nb\t2\nc\t1\n")
+    assert [e.label for e in read(fasta, labels_file=str(headless)).examples] == [("1",), ("2",), ("1",)]
+
+
+@pytest.mark.parametrize(
+    ("fasta", "table", "message"),
+    [
+        (">a\nAC\n>a\nGT\n", "id\tlabel\na\tx\n", r"line 3: id 'a' was there before \(.*line 1\)"),
+        (">a\nAC\n", "id\tlabel\na\tx\na\ty\n", r"line 3: id 'a' has another label than in line 2"),
+        (">a\nAC\n", "id\tlabel\nq\tx\n", r"no id of .* \('q' and so on\) is one of the 1 sequences \('a'"),
+    ],
+)
+def test_joins_that_are_refused(tmp_path: Path, fasta: str, table: str, message: str) -> None:
+    with pytest.raises(BadRecord, match=message):
+        read(write(tmp_path / "a.fa", fasta), labels_file=str(write(tmp_path / "l.tsv", table)))
+
+
+def test_folders(tmp_path: Path) -> None:
+    write(tmp_path / "f/rich/a.fa", ">x\nGC\n>y\nGG\n")
+    write(tmp_path / "f/poor/b.fna", ">x\nAT\n")
+    assert pairs(read(tmp_path / "f")) == [("x", "AT", ("poor",)), ("x", "GC", ("rich",)), ("y", "GG", ("rich",))]
+    (tmp_path / "f/none").mkdir()
+    with pytest.raises(TooFewData, match="none has no file that is known"):
+        read(tmp_path / "f")
+    write(tmp_path / "g/train.csv", "sequence,label\nAC,1\n")
+    write(tmp_path / "g/dev.csv", "sequence,label\nAG,1\n")
+    assert [(e.id, e.split) for e in read(tmp_path / "g").examples] == [
+        ("dev.csv:2", "validation"),
+        ("train.csv:2", "train"),
+    ]
+    for label in ("low", "high"):
+        (tmp_path / "s" / label).mkdir(parents=True)
+        soundfile.write(tmp_path / "s" / label / "a_nohash_0.wav", np.linspace(-1, 1, 80), 8000)
+        np.save(write(tmp_path / "n" / label / "a.npy", ""), np.ones((5, 2)))
+    sound = read(tmp_path / "s", sample_rate=4000)
+    assert (sound.codec, sound.sample_rate) == ("mu-law-8bit-minmax", 4000)
+    assert [(e.length, e.group) for e in sound.examples] == [(40, "a"), (40, "a")]
+    assert [np.shape(e.sequence) for e in read(tmp_path / "n").examples] == [(5, 2), (5, 2)]
+
+
+def test_bed_takes_strand_flank_and_either_name_of_a_chromosome(tmp_path: Path) -> None:
+    reference = write(tmp_path / "r.fa", ">chr1 x\nAACCGGTTTT\n>chrM\nACGT\n")
+    bed = write(tmp_path / "a.bed", "track x\n1\t1\t4\tpeak\t0\t-\nchr1\t4\t6\tnone\t0\t+\nMT\t0\t2\tpeak\t0\t.\n")
+    found = read(bed, reference=str(reference))
+    assert [(e.sequence, e.label, e.group) for e in found.examples] == [
+        ("GGT", ("peak",), "chr1"),
+        ("GG", ("none",), "chr1"),
+        ("AC", ("peak",), "chrM"),
+    ]
+    assert "with or without 'chr'" in found.warnings[0]
+    named = write(tmp_path / "b.bed", "#chrom\tstart\tend\tstrand\tkind\nchr1\t2\t4\t-\tq\n")
+    assert pairs(read(named, reference=str(reference), label=["kind"], flank=1))[0][1:] == ("CGGT", ("q",))
+    for line, message in (
+        ("chr1\t5\t11\tx", r"line 1: chr1 5 to 11 came.*chr1 has 0 to 10"),
+        ("chr7\t5\t11\tx", r"line 1: 'chr7' is not in .*which has chr1, chrM"),
+        ("chr1\tfive\t11\tx", r"line 1: 'chr1', 'five', '11' came"),
+        ("chr1\t5\t5\tx", r"0 <= start < end"),
+    ):
+        with pytest.raises(BadRecord, match=message):
+            read(write(tmp_path / "c.bed", line + "\n"), reference=str(reference))
+    with pytest.raises(DataError, match="name the FASTA file they lie on with --reference"):
+        read(bed)
+
+
+GENBANK = """LOCUS       TEST1                     24 bp    DNA     linear   BCT 01-JAN-2020
+DEFINITION  t.
+ACCESSION   TEST1
+VERSION     TEST1.1
+FEATURES             Location/Qualifiers
+     source          1..24
+                     /organism="x"
+     CDS             1..6
+                     /product="alpha"
+     CDS             complement(join(7..9,13..15))
+                     /product="beta"
+     CDS             16..18
+ORIGIN
+        1 aaacccgggt ttacgtacgt acgt
+//
+"""
+
+
+def test_genbank_features(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gb", GENBANK)
+    found = read(path, qualifier="product")
+    assert [(str(e.sequence).upper(), e.label, e.group) for e in found.examples] == [
+        ("AAACCC", ("alpha",), "TEST1.1"),
+        ("CGTCCC", ("beta",), "TEST1.1"),
+    ]
+    with pytest.raises(NoRecords, match="no gene with the qualifier 'product'"):
+        read(path, qualifier="product", feature="gene")
+    with pytest.raises(NoRecords, match="those there have organism, product"):
+        read(path, qualifier="colour")
+    assert [e.label for e in read(path).examples] == [None]
+
+
+def test_series(tmp_path: Path) -> None:
+    wide = write(tmp_path / "w.csv", "v0,v1,label\n1,2,a\n3,4,b\n")
+    first = read(wide, values=["v0", "v1"]).examples[0]
+    assert np.asarray(first.sequence).tolist() == [[1.0], [2.0]]
+    with pytest.raises(BadRecord, match=r"line 3, column 'v1': 'x' came, a finite number"):
+        read(write(tmp_path / "x.csv", "v0,v1,label\n1,2,a\n3,x,b\n"), values=["v0", "v1"])
+    long = write(tmp_path / "l.csv", "who,x,y,label\np,1,0,ok\nq,5,0,ok\np,2,0,bad\n")
+    found = read(long, values=["x", "y"], series="who")
+    assert found.per_position
+    assert [(e.id, np.shape(e.sequence), e.label) for e in found.examples] == [
+        ("p", (2, 2), ("ok", "bad")),
+        ("q", (1, 2), ("ok",)),
+    ]
+    np.save(tmp_path / "a.npy", np.arange(12.0).reshape(3, 4))
+    np.save(tmp_path / "y.npy", np.array([0.5, 1.5, 2.5]))
+    array = read(tmp_path / "a.npy", labels_file=str(tmp_path / "y.npy"))
+    assert [(np.shape(e.sequence), e.label) for e in array.examples] == [((4, 1), (f"{i}.5",)) for i in range(3)]
+    assert infer_task(array) == "sequence-regression"
+
+
+@pytest.mark.parametrize(
+    ("sequences", "alphabet"),
+    [
+        (["ACGTN", "acgr"], "dna"),
+        (["ACGU"], "rna"),
+        (["MKVLAWDEFGHIKSTPQRY"], "protein"),
+        (["abAB[]"], "symbols:AB[]ab"),
+        (["1 2 3", "4 0"], None),
+    ],
+)
+def test_alphabets_are_recognised(sequences: list[str], alphabet: str | None, tmp_path: Path) -> None:
+    text = "sequence,label\n" + "".join(f"{s},{i}\n" for i, s in enumerate(sequences))
+    examples = read(write(tmp_path / "t.csv", text)).examples
+    reader = choose_reader(examples)
+    assert reader.alphabet == alphabet
+    codes = [reader.encode(e) for e in examples]
+    assert max(c.max() for c in codes) < (reader.vocab_size or 0)
+
+
+def test_a_wrong_letter_is_named_with_its_position(tmp_path: Path) -> None:
+    examples = read(write(tmp_path / "t.csv", "id,sequence,label\nk,ACGTACGTACGJ,1\n")).examples
+    with pytest.raises(BadRecord, match=r"t.csv, line 2: 'J' at position 12 of 'k' is no letter of the alphabet 'dna'"):
+        choose_reader(examples).encode(examples[0])
+
+
+@pytest.mark.parametrize(
+    ("cells", "task", "labels"),
+    [
+        ([("10",), ("9",), ("2",), ("9",)], "sequence-classification", ["2", "9", "10"]),
+        ([("0.5",), ("1",), ("2",)], "sequence-regression", ["value"]),
+        ([("a;b",), ("b",), ("-",)], "multi-label", ["a", "b"]),
+        ([("HHHEE",), ("EEEHH",), ("HEHEH",)], "token-classification", ["E", "H"]),
+        ([(f"{i}",) for i in range(40)], "sequence-regression", ["value"]),
+        ([(f"w{i}",) for i in range(60)], "ctc", None),
+        ([None, None], "language-model", []),
+    ],
+)
+def test_the_task_is_seen_from_the_labels(cells: list[tuple[str, ...] | None], task: str, labels: object) -> None:
+    from mamba_seq.data_prep.labelled import Example
+
+    data = Labelled("test", [Example(str(i), "ACGTA", label) for i, label in enumerate(cells)])
+    assert infer_task(data) == task
+    if labels is not None:
+        assert make_targets(data, task).labels == labels
+
+
+def table(tmp_path: Path, rows: list[str], head: str = "sequence,label") -> Labelled:
+    return read(write(tmp_path / "t.csv", "\n".join([head, *rows]) + "\n"))
+
+
+def test_splits_keep_groups_and_equal_sequences_together(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    sequences = ["".join(rng.choice(list("ACGT"), 12)) for _ in range(150)]
+    rows = [f"{s},{i % 3},g{i // 3}" for i, s in enumerate(sequences)] + [
+        f"{sequences[0].lower()},0,g49",
+        "ACACACAC,9,g7",
+    ]
+    data = table(tmp_path, rows, "sequence,label,group")
+    targets = make_targets(data, "sequence-classification")
+    first = assign_splits(data.examples, targets, seed=3)
+    assert first.splits == assign_splits(data.examples, targets, seed=3).splits
+    assert first.splits != assign_splits(data.examples, targets, seed=4).splits
+    assert all(8 <= first.splits.count(split) <= 25 for split in ("test", "validation"))
+    by_group: dict[str, set[str]] = {}
+    for e, split in zip(data.examples, first.splits, strict=True):
+        by_group.setdefault(e.group, set()).add(split)
+    assert all(len(each) == 1 for each in by_group.values())
+    assert by_group["g0"] == by_group["g49"]  # they share a sequence
+    assert any("'9' has" in warning for warning in first.warnings) or first.splits[-1] == "train"
+
+
+def test_given_splits_and_their_traps(tmp_path: Path) -> None:
+    rows = ["ACGT,a,train", "ACGA,b,train", "acgt,a,test", "AGGT,b,dev", "ATGT,a,val"]
+    data = table(tmp_path, rows, "sequence,label,split")
+    targets = make_targets(data, "sequence-classification")
+    assigned = assign_splits(data.examples, targets)
+    assert assigned.how == "as the data say"
+    assert any("1 sequences stand in both train and test" in w and "line 2 and" in w for w in assigned.warnings)
+    lines = describe(data, choose_reader(data.examples), targets, assigned)
+    assert "5 sequences (a table) of 4 to 4 positions" in lines[0]
+    assert "a 3, b 2" in lines[2]
+    unseen = table(tmp_path, [*rows, "AAAA,c,test"], "sequence,label,split")
+    with pytest.raises(DataError, match=r"class 'c' has no training example, only 1 of validation or test .*line 7"):
+        assign_splits(unseen.examples, make_targets(unseen, "sequence-classification"))
+    partly = table(tmp_path, [*rows, "AAAA,a,"], "sequence,label,split")
+    with pytest.raises(DataError, match="line 7 names no split, others do"):
+        assign_splits(partly.examples, make_targets(partly, "sequence-classification"))
+    lonely = table(tmp_path, [f"{'ACGT'[i % 4] * (i + 1)},{'ab'[i % 2]}" for i in range(20)] + ["CCCCG,z"])
+    assigned = assign_splits(lonely.examples, make_targets(lonely, "sequence-classification"))
+    assert assigned.splits[-1] == "train"
+    assert any("class 'z' has one member" in w for w in assigned.warnings)
+
+
+def test_labels_that_do_not_fit(tmp_path: Path) -> None:
+    data = table(tmp_path, ["ACGT,HH", "ACGA,HHHH"])
+    with pytest.raises(BadRecord, match=r"line 2: 2 labels came for 4 positions"):
+        make_targets(data, "token-classification")
+    with pytest.raises(BadRecord, match=r"line 2: 'HH' came as a number to learn"):
+        make_targets(data, "sequence-regression")
+    with pytest.raises(
+        BadRecord, match=r"line 3: a text of 4 symbols came for a sequence of 4 positions; ctc needs.*7"
+    ):
+        make_targets(table(tmp_path, ["ACGTACGT,HH", "ACGA,HHHH"]), "ctc")
+    with pytest.raises(TooFewData, match="all examples are of 'x'; two classes"):
+        make_targets(table(tmp_path, ["ACGT,x"]), "sequence-classification")

@@ -1,0 +1,327 @@
+"""Fine-tuning from the command line: each task learns a small task, killed runs go on, wrong data are refused."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mamba_seq import MambaConfig, ModelConfig, from_pretrained
+from mamba_seq.heads import LanguageModel
+from mamba_seq.pipelines.finetune import module
+from mamba_seq.pipelines.finetune.lora import merge_adapters
+from mamba_seq.pipelines.finetune.run import main
+from tests.pipelines.conftest import Run
+
+RECIPE = """
+kind: finetune
+model: {d_model: 16, n_layer: 1, d_state: 4}
+epochs: 6
+batch_size: 16
+patience: 6
+log_every: 2
+optim: {lr: 0.02}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+def letters(rng: np.random.Generator, length: int, chances: list[float] | None = None, of: str = "ACGT") -> str:
+    return "".join(rng.choice(list(of), length, p=chances))
+
+
+def dna(path: Path, n: int = 120, head: str = "sequence,label") -> Path:
+    """Sequences rich in A and T, or in G and C, of lengths from 20 to 40."""
+    rng = np.random.default_rng(0)
+    kinds = {"poor": [0.4, 0.1, 0.1, 0.4], "rich": [0.1, 0.4, 0.4, 0.1]}
+    rows = [f"{letters(rng, int(rng.integers(20, 41)), kinds[k])},{k}" for k in ("poor", "rich") for _ in range(n // 2)]
+    path.write_text("\n".join([head, *rows]) + "\n")
+    return path
+
+
+def results(run: Path) -> dict[str, float]:
+    record = json.loads((run / "model" / "record.json").read_text())
+    return {name: each["value"] for name, each in record["results"].items()}
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on DNA from scratch that nothing interrupted."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "tiny.yaml").write_text(RECIPE)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the tests, or the sums round differently
+    main(str(dna(folder / "d.csv")), folder / "run", None, str(folder / "tiny.yaml"), OPTIONS)
+    torch.set_num_threads(threads)
+    return folder
+
+
+OPTIONS = ["--mutation_fraction=0.1", "--dropout=0.1", "--ema=0.9", "--pooling=mean"]
+
+
+def test_a_run_ends_in_a_model_that_says_the_same_from_its_folder_alone(whole: Path, run: Run) -> None:
+    model = whole / "run" / "model"
+    assert {path.name for path in model.iterdir()} == {
+        "README.md",
+        "calibration.png",
+        "config.json",
+        "confusion.png",
+        "curves.png",
+        "metrics.csv",
+        "model.safetensors",
+        "predictions.tsv",
+        "recipe.yaml",
+        "record.json",
+        "roc.png",
+        "splits.tsv",
+    }
+    assert results(whole / "run")["accuracy"] >= 0.9
+    config = from_pretrained(model).config
+    assert (config.labels, config.alphabet, config.strand) == (["poor", "rich"], "dna", "forward")
+    card = (model / "README.md").read_text()
+    assert "120 sequences (a table) of 20 to 40 positions" in card
+    assert str(whole) not in card
+    assert str(whole) not in (model / "splits.tsv").read_text()
+    # the test sequences through `predict`, and through `evaluate`
+    saved = rows_of(model / "predictions.tsv")
+    splits = rows_of(model / "splits.tsv")
+    table = whole / "again.csv"
+    lines = (whole / "d.csv").read_text().splitlines()
+    chosen = [lines[i + 1] + f",{row['split']}" for i, row in enumerate(splits)]
+    table.write_text("\n".join(["sequence,label,split", *chosen]) + "\n")
+    said = run("predict", table, "-m", model)
+    assert said.code == 0, said.err
+    again = {line[0]: line[4:] for line in said.rows}
+    assert [again[row["id"]] for row in saved] == [list(row.values())[4:] for row in saved]
+    measured = run("evaluate", table, "-m", model, "--only", "test")
+    assert measured.code == 0, measured.err
+    assert {row[0]: float(row[1]) for row in measured.rows} == pytest.approx(results(whole / "run"), abs=1e-4)
+
+
+def test_predict_says_what_it_cannot_read(whole: Path, run: Run, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("id,sequence\na,AATTAATTAATTA\nb,\nc,AC!T\n")
+    said = run("predict", table, "-m", whole / "run" / "model", "-o", tmp_path / "out.tsv")
+    assert said.code == 0
+    assert "'!' at position 3 of 'c'" in said.err
+    rows = rows_of(tmp_path / "out.tsv")
+    assert [(row["id"], row["status"], row["prediction"]) for row in rows] == [
+        ("a", "ok", "poor"),
+        ("b", "empty", "NA"),
+        ("c", "invalid", "NA"),
+    ]
+    table.write_text("sequence,label\nAATT,neither\n")
+    refused = run("evaluate", table, "-m", whole / "run" / "model")
+    assert refused.code == 1
+    assert "label 'neither' came 1 times, which the model does not know; it knows poor, rich" in refused.err
+
+
+@pytest.mark.parametrize(("where", "at"), [("training_step", 20), ("validation_step", 3)])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(
+    whole: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, at: int
+) -> None:
+    class Killed(Exception):
+        pass
+
+    count = 0
+    original = getattr(module.FinetuneTraining, where)
+
+    def dies(*arguments: object) -> object:
+        nonlocal count
+        count += 1
+        if count == at:
+            raise Killed
+        return original(*arguments)
+
+    data = str(whole / "d.csv")
+    with monkeypatch.context() as patch:
+        patch.setattr(module.FinetuneTraining, where, dies)
+        with pytest.raises(Killed):
+            main(data, tmp_path / "run", None, recipe, OPTIONS)
+    assert not (tmp_path / "run" / "model").exists()
+    main(data, tmp_path / "run", None, recipe, OPTIONS)
+    for name in ("model/model.safetensors", "model/predictions.tsv", "metrics.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (whole / "run" / name).read_bytes()
+
+
+def test_a_finished_run_is_left_alone_without_force(whole: Path, run: Run, tmp_path: Path) -> None:
+    shutil.copytree(whole / "run", tmp_path / "run")
+    before = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
+    command = ("finetune", whole / "d.csv", "--from-scratch", whole / "tiny.yaml", "-o", tmp_path / "run")
+    refused = run(*command)
+    assert refused.code == 1
+    assert "holds a finished run; name another folder, or say --force" in refused.err
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == before
+    assert run(*command, "--force", "--epochs=1").code == 0
+    assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() != before
+
+
+@pytest.mark.parametrize("tune", ["full", "head", "lora"])
+def test_a_pretrained_model_is_fine_tuned(tune: str, tmp_path: Path, run: Run) -> None:
+    if tune == "lora":
+        pytest.importorskip("peft")
+    backbone = MambaConfig(d_model=16, n_layer=2, d_state=4)
+    base = LanguageModel(ModelConfig(task="language-model", backbone=backbone, vocab_size=5, alphabet="dna"))
+    base.save_pretrained(tmp_path / "base")
+    done = run(
+        *("finetune", dna(tmp_path / "d.csv"), "-m", tmp_path / "base", "-o", tmp_path / "run", "--tune", tune),
+        *("--epochs=5", "--optim.lr=0.02", "--strand=both"),
+    )
+    assert done.code == 0, done.err
+    assert results(tmp_path / "run")["accuracy"] >= 0.8
+    start, end = (from_pretrained(folder).state_dict() for folder in (tmp_path / "base", tmp_path / "run" / "model"))
+    changed = {
+        name for name in start if name.startswith(("backbone", "embedding")) and not start[name].equal(end[name])
+    }
+    if tune == "head":
+        assert not changed
+    elif tune == "lora":
+        assert changed
+        assert all(name.endswith(("in_proj.weight", "out_proj.weight")) for name in changed)
+    else:
+        assert "embedding.weight" in changed
+    assert from_pretrained(tmp_path / "run" / "model").config.strand == "both"
+
+
+def learn(tmp_path: Path, recipe: str, data: Path, *options: str) -> dict[str, float]:
+    main(str(data), tmp_path / "run", None, recipe, options)
+    return results(tmp_path / "run")
+
+
+def test_several_labels(tmp_path: Path, recipe: str) -> None:
+    rng = np.random.default_rng(1)
+    rows = [letters(rng, 12, of="AG" if i % 2 else "ACGT") for i in range(160)]
+    text = [f"{s},{'c' * ('C' in s)};{'g' * (s.count('G') > 4)}" for s in rows]
+    path = tmp_path / "d.csv"
+    path.write_text("\n".join(["sequence,label", *(t if not t.endswith(",;") else t[:-1] + "-" for t in text)]) + "\n")
+    found = learn(tmp_path, recipe, path, "--task=multi-label", "--epochs=12")
+    assert found["auroc"] > 0.9
+
+
+def test_regression_keeps_its_scale(tmp_path: Path, recipe: str, run: Run) -> None:
+    rng = np.random.default_rng(2)
+    rows = [letters(rng, 30) for _ in range(160)]
+    path = tmp_path / "d.csv"
+    path.write_text("\n".join(["sequence,y", *(f"{s},{1000 + 25.5 * s.count('G')}" for s in rows)]) + "\n")
+    found = learn(tmp_path, recipe, path, "--epochs=12")
+    assert found["spearman"] > 0.9
+    config = from_pretrained(tmp_path / "run" / "model").config
+    assert config.target_mean == pytest.approx([1000 + 25.5 * np.mean([s.count("G") for s in rows])], abs=20)
+    path.write_text("sequence\n" + "A" * 26 + "GGGG\n" + "G" * 12 + "A" * 18 + "\n")
+    few, many = (float(row[3]) for row in run("predict", path, "-m", tmp_path / "run" / "model").rows)
+    assert few == pytest.approx(1102, abs=80)
+    assert many == pytest.approx(1306, abs=80)
+
+
+def test_protein_positions_learn_what_a_residue_is(tmp_path: Path, recipe: str) -> None:
+    rng = np.random.default_rng(3)
+    chains = [letters(rng, int(rng.integers(15, 30)), of="ACDEFGHIKLMNPQRSTVWY") for _ in range(80)]
+    greasy = str.maketrans({c: "b" if c in "AILMFWVC" else "e" for c in "ACDEFGHIKLMNPQRSTVWY"})
+    path = tmp_path / "d.fa"
+    path.write_text("".join(f">p{i}\n{s}\n" for i, s in enumerate(chains)))
+    labels = tmp_path / "l.tsv"
+    labels.write_text("id\tlabel\n" + "".join(f"p{i}\t{s.translate(greasy)}\n" for i, s in enumerate(chains)))
+    found = learn(tmp_path, recipe, path, f"--data.labels_file={labels}", "--epochs=8")
+    config = from_pretrained(tmp_path / "run" / "model").config
+    assert (config.task, config.alphabet, config.labels) == ("token-classification", "protein", ["b", "e"])
+    assert found["accuracy"] > 0.95
+
+
+def test_series_find_spikes(tmp_path: Path, recipe: str, run: Run) -> None:
+    rng = np.random.default_rng(4)
+    lines = ["who,x,other,label"]
+    for s in range(40):
+        spikes = rng.random(30) < 0.1
+        for t in range(30):
+            lines.append(
+                f"s{s},{500 + rng.normal() + 40 * spikes[t]:.3f},{rng.normal():.3f},{'spike' if spikes[t] else 'ok'}"
+            )
+    path = tmp_path / "d.csv"
+    path.write_text("\n".join(lines) + "\n")
+    options = ["--data.values=[x,other]", "--data.series=who", "--epochs=20", "--batch_size=8"]
+    found = learn(tmp_path, recipe, path, *options)
+    config = from_pretrained(tmp_path / "run" / "model").config
+    assert (config.task, config.input_features) == ("token-classification", 2)
+    assert found["f1_macro"] > 0.95
+    said = run("predict", path, "-m", tmp_path / "run" / "model", "--values", "x,other", "--series", "who")
+    truth = [line.split(",")[3] for line in lines[1:31]]
+    agree = np.mean([a == b for a, b in zip(said.rows[0][4].split(), truth, strict=True)])
+    assert agree > 0.9
+
+
+def test_ctc_writes_a_text_without_an_alignment(tmp_path: Path, recipe: str) -> None:
+    rng = np.random.default_rng(5)
+    words = [letters(rng, int(rng.integers(2, 5)), of="xyz") for _ in range(300)]
+    # each symbol is heard for two to four positions, with a pause after it
+    sounds = {"x": "1", "y": "2", "z": "3"}
+    rows = [" ".join(t for c in w for t in [sounds[c]] * int(rng.integers(2, 5)) + ["0"]) + f",{w}" for w in words]
+    path = tmp_path / "d.csv"
+    path.write_text("\n".join(["sequence,label", *rows]) + "\n")
+    found = learn(tmp_path, recipe, path, "--task=ctc", "--epochs=20", "--optim.lr=0.03", "--patience=20")
+    assert found["character_error_rate"] < 0.1
+    config = from_pretrained(tmp_path / "run" / "model").config
+    assert (config.labels, config.vocab_size) == (["x", "y", "z"], 4)
+
+
+def test_the_next_token(tmp_path: Path, recipe: str, run: Run) -> None:
+    rng = np.random.default_rng(6)
+    path = tmp_path / "d.fa"
+    path.write_text("".join(f">{i}\n{('ACGT' * 20)[i % 4 :][: 30 + i // 4]}\n" for i in rng.permutation(60)))
+    found = learn(tmp_path, recipe, path, "--epochs=10")
+    assert found["bits_per_token"] < 0.5
+    said = run("predict", path, "-m", tmp_path / "run" / "model")
+    assert said.out.startswith("id\tlength\tstatus\tbits_per_token\n")
+
+
+def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path, run: Run, recipe: str) -> None:
+    data = dna(tmp_path / "d.csv")
+    target = ("-o", tmp_path / "run")
+    for arguments, code, message in (
+        ((data,), 2, "name one of -m MODEL, to fine-tune it, and --from-scratch RECIPE"),
+        ((data, "--from-scratch", recipe, "--tune", "lora"), 1, "the model is random"),
+        ((data, "--from-scratch", recipe, "--epochs=0"), 1, "epochs is 0, expected at least 1"),
+        ((data, "--from-scratch", "mamba-dna.bacteria11"), 1, "a recipe for 'mamba-seq train'"),
+        ((data, "--from-scratch", recipe, "--label", "kind"), 1, "'kind' was expected as label"),
+        ((tmp_path / "none", "--from-scratch", recipe), 1, "no such file or folder"),
+    ):
+        refused = run("finetune", *arguments, *target)
+        assert refused.code == code, refused.err
+        assert message in refused.err
+        assert not (tmp_path / "run").exists()
+
+
+def test_merged_adapters_compute_what_they_did() -> None:
+    pytest.importorskip("peft")
+    import torch
+
+    from mamba_seq.pipelines.finetune.lora import add_adapters
+    from mamba_seq.pipelines.finetune.recipe import LoraConfig
+
+    backbone = MambaConfig(d_model=16, n_layer=2, d_state=4)
+    model = LanguageModel(ModelConfig(task="language-model", backbone=backbone, vocab_size=5)).eval()
+    names = set(model.state_dict())
+    add_adapters(model, LoraConfig(rank=2, modules=["in_proj", "x_proj", "dt_proj", "out_proj"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    tokens = torch.randint(0, 5, (2, 9))
+    with torch.inference_mode():
+        before = model(tokens)
+    merge_adapters(model)
+    assert set(model.state_dict()) == names
+    with torch.inference_mode():
+        torch.testing.assert_close(model(tokens), before, rtol=1e-4, atol=1e-4)
