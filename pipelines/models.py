@@ -1,6 +1,7 @@
 """Which model a person means by `-m`: the one place that resolves it, and checks that it can do the work."""
 
 import difflib
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
     from mamba_seq.config import ModelConfig
     from mamba_seq.heads import SequenceClassifier
+
+log = logging.getLogger("mamba_seq.pipelines")
 
 
 def load_model(spec: str, device: "torch.device | str") -> "SequenceClassifier":
@@ -35,6 +38,8 @@ def load_model(spec: str, device: "torch.device | str") -> "SequenceClassifier":
             f"({_zoo(models_zoo.names())}), or use it from Python with mamba_seq.from_pretrained"
         )
     _check_input(spec, model.config)
+    if model.config.strand == "forward":
+        log.warning("model %r was trained on the given strand alone: say --strand forward", spec)
     return model
 
 

@@ -95,9 +95,11 @@ class FinetuneTraining(Training):
         found = quick_score(self.dataset.targets, [self._outputs[i] for i in numbers], values)
         self._outputs, self._losses = {}, []
         self.log_dict({"val_loss": loss, **{f"val_{k}": v for k, v in found.items()}})
-        first = next(iter(found.values()), -loss)
-        # an error is better when smaller; the loss decides between equals
-        self.score = (-first if "error_rate" in next(iter(found), "") else first) - 1e-6 * loss
+        self.score = -loss
+        if found and self.recipe.monitor == "score":
+            name, first = next(iter(found.items()))
+            # an error is better when smaller; the loss decides between equals
+            self.score = (-first if "error_rate" in name else first) - 1e-6 * loss
 
 
 def mask_of(batch: Batch) -> Tensor | None:

@@ -106,6 +106,8 @@ class FinetuneRecipe(BaseRecipe):
     """Part of the steps for the warm-up of the learning rate."""
     patience: int = 8
     """Validations without improvement that end the run; the weights of the best are kept."""
+    monitor: Literal["loss", "score"] = "loss"
+    """What of validation is to improve: the loss, or, of classes, MCC, and of ctc, the character error rate."""
     ema: float = 0.0
     """Decay of a running average of the weights, which is what is validated and saved; 0 takes the weights."""
     batch_size: int | None = None

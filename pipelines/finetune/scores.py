@@ -116,11 +116,11 @@ def _of_classes(found: Tensor, truth: Tensor, classes: int) -> Metrics:
     from torchmetrics.functional import classification as c
 
     said = found.argmax(dim=1)
-    several = c.multiclass_auroc(found.float(), truth, classes, average="macro")
+    several = c.multiclass_auroc(found.float(), truth, classes, average="macro", validate_args=False)
     return {
         "accuracy": _accuracy(said, truth),
-        "balanced_accuracy": c.multiclass_accuracy(said, truth, classes, average="macro").item(),
-        "f1_macro": c.multiclass_f1_score(said, truth, classes, average="macro").item(),
+        "balanced_accuracy": c.multiclass_accuracy(said, truth, classes, average="macro", validate_args=False).item(),
+        "f1_macro": c.multiclass_f1_score(said, truth, classes, average="macro", validate_args=False).item(),
         "mcc": _mcc(said, truth, classes),
         "auroc": several.item(),
     }
@@ -137,10 +137,12 @@ def _of_labels(found: Tensor, truth: Tensor, labels: int) -> Metrics:
             "average_precision": c.binary_average_precision(found[:, 0], truth[:, 0]).item(),
         }
     return {
-        "f1_micro": c.multilabel_f1_score(found, truth, labels, average="micro").item(),
-        "f1_macro": c.multilabel_f1_score(found, truth, labels, average="macro").item(),
-        "auroc": c.multilabel_auroc(found, truth, labels, average="macro").item(),
-        "average_precision": c.multilabel_average_precision(found, truth, labels, average="macro").item(),
+        "f1_micro": c.multilabel_f1_score(found, truth, labels, average="micro", validate_args=False).item(),
+        "f1_macro": c.multilabel_f1_score(found, truth, labels, average="macro", validate_args=False).item(),
+        "auroc": c.multilabel_auroc(found, truth, labels, average="macro", validate_args=False).item(),
+        "average_precision": c.multilabel_average_precision(
+            found, truth, labels, average="macro", validate_args=False
+        ).item(),
     }
 
 
@@ -151,8 +153,8 @@ def _of_confusion(counts: NDArray[np.int64], classes: int) -> Metrics:
 
     return {
         "accuracy": _accuracy(said, truth),
-        "balanced_accuracy": c.multiclass_accuracy(said, truth, classes, average="macro").item(),
-        "f1_macro": c.multiclass_f1_score(said, truth, classes, average="macro").item(),
+        "balanced_accuracy": c.multiclass_accuracy(said, truth, classes, average="macro", validate_args=False).item(),
+        "f1_macro": c.multiclass_f1_score(said, truth, classes, average="macro", validate_args=False).item(),
         "mcc": _mcc(said, truth, classes),
     }
 
@@ -209,4 +211,4 @@ def _accuracy(said: Tensor, truth: Tensor) -> float:
 def _mcc(said: Tensor, truth: Tensor, classes: int) -> float:
     from torchmetrics.functional.classification import multiclass_matthews_corrcoef
 
-    return multiclass_matthews_corrcoef(said, truth, classes).item()
+    return multiclass_matthews_corrcoef(said, truth, classes, validate_args=False).item()

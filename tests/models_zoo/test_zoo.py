@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mamba_seq import UnknownModelError, models_zoo
+from mamba_seq.pipelines.finetune.recipe import read_finetune_recipe
 from mamba_seq.pipelines.train.recipe import BaseRecipe, read_recipe
 
 MODELS = models_zoo.names()
@@ -65,7 +66,11 @@ def test_all_weights_together_stay_small() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_parses_and_is_of_its_name(name: str) -> None:
-    recipe, text = read_recipe(models_zoo.recipe_path(name))
+    path = models_zoo.recipe_path(name)
+    if "kind: finetune" in path.read_text():
+        recipe, text = read_finetune_recipe(path, [])
+    else:
+        recipe, text = read_recipe(path)
     assert isinstance(recipe, BaseRecipe)
     assert recipe.name == name
     assert "optim:" in text

@@ -252,7 +252,7 @@ def test_series_find_spikes(tmp_path: Path, recipe: str, run: Run) -> None:
             )
     path = tmp_path / "d.csv"
     path.write_text("\n".join(lines) + "\n")
-    options = ["--data.values=[x,other]", "--data.series=who", "--epochs=20", "--batch_size=8"]
+    options = ["--data.values=[x,other]", "--data.series=who", "--epochs=12", "--batch_size=8"]
     found = learn(tmp_path, recipe, path, *options)
     config = from_pretrained(tmp_path / "run" / "model").config
     assert (config.task, config.input_features) == ("token-classification", 2)
@@ -271,7 +271,7 @@ def test_ctc_writes_a_text_without_an_alignment(tmp_path: Path, recipe: str) -> 
     rows = [" ".join(t for c in w for t in [sounds[c]] * int(rng.integers(2, 5)) + ["0"]) + f",{w}" for w in words]
     path = tmp_path / "d.csv"
     path.write_text("\n".join(["sequence,label", *rows]) + "\n")
-    found = learn(tmp_path, recipe, path, "--task=ctc", "--epochs=20", "--optim.lr=0.03", "--patience=20")
+    found = learn(tmp_path, recipe, path, "--task=ctc", "--epochs=12", "--optim.lr=0.03", "--patience=20")
     assert found["character_error_rate"] < 0.1
     config = from_pretrained(tmp_path / "run" / "model").config
     assert (config.labels, config.vocab_size) == (["x", "y", "z"], 4)

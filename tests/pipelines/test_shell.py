@@ -20,16 +20,35 @@ from mamba_seq.pipelines import cli
 from mamba_seq.pipelines.cli import _failures, _shell
 from mamba_seq.pipelines.cli._shell import Settings
 
-COMMANDS = ["classify", "evaluate", "train", "zoo", "convert", "info", "bench"]
+COMMANDS = ["classify", "finetune", "predict", "evaluate", "train", "zoo", "convert", "info", "bench"]
 COMMON = ["--quiet", "--verbose", "--seed", "--device", "--threads", "--debug", "--version", "--help"]
 READING = ["--strand", "--context", "--stride", "--max-windows", "--batch-tokens"]
+DATA = [
+    *[
+        "--sequence",
+        "--label",
+        "--id",
+        "--split",
+        "--group",
+        "--values",
+        "--series",
+        "--labels-file",
+        "--label-pattern",
+    ],
+    *["--reference", "--flank", "--feature", "--qualifier", "--sample-rate"],
+]
 # a frozen list: an option that is new, renamed or gone is a change that users see, and belongs in the changelog
 OPTIONS = {
     (): [],
     ("classify",): [
         *["--model", "--output", "--format", "--min-probability", *READING, "--min-length", "--strict"],
     ],
-    ("evaluate",): ["--model", "--output", "--format", "--lengths", "--per-class", "--splits", *READING],
+    ("finetune",): ["--model", "--from-scratch", "--output", "--task", "--tune", "--force", "--max-minutes", *DATA],
+    ("predict",): ["--model", "--output", "--strand", "--batch-tokens", *DATA],
+    ("evaluate",): [
+        *["--model", "--output", "--format", "--lengths", "--per-class", "--splits", "--records", "--only", *READING],
+        *DATA,
+    ],
     ("train",): ["--output", "--force", "--max-minutes", "--checkpoint-mib"],
     ("zoo",): [],
     ("zoo", "list"): [],
@@ -73,7 +92,7 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys\n"
         "from mamba_seq.pipelines.cli import main\n"
         "for words in ('--help', 'classify --help', 'train --help', 'evaluate --help', 'zoo', 'x', 'info --bad', "
-        "'bench --help'):\n"
+        "'bench --help', 'finetune --help', 'predict --help'):\n"
         "    main(words.split())\n"
         "heavy = {'torch', 'numpy', 'numba', 'triton', 'lightning', 'jsonargparse', 'rich', 'Bio', 'huggingface_hub'}\n"
         "sys.exit(str(sorted(heavy & set(sys.modules))) if heavy & set(sys.modules) else 0)\n"
