@@ -137,7 +137,7 @@ class TrainingBatches(IterableDataset[Batch]):
             start = int(rng.integers(spare + 1)) if spare > 0 else None
             each, value = stretch(dataset, i, recipe.max_length, start)
             each, value = self._other_strand(each, value, rng)
-            inputs.append(self._mutated(each, rng))
+            inputs.append(self._masked(self._mutated(each, rng), rng))
             values.append(value)
         return collate(dataset, numbers.tolist(), inputs, values)
 
@@ -161,6 +161,15 @@ class TrainingBatches(IterableDataset[Batch]):
         where = rng.random(len(codes)) < rng.uniform(0, most)
         changed[where] = rng.integers(0, letters, int(where.sum()))
         return changed
+
+    def _masked(self, codes: Inputs, rng: np.random.Generator) -> Inputs:
+        most, alphabet = self.recipe.mask_fraction, self.dataset.reader.alphabet
+        if not most:
+            return codes
+        hidden = codes.copy()
+        where = rng.random(len(codes)) < rng.uniform(0, most)
+        hidden[where] = get_alphabet(alphabet).unknown_code if alphabet is not None else 0
+        return hidden
 
 
 class EvaluationBatches(IterableDataset[Batch]):

@@ -86,6 +86,8 @@ def prepare(recipe: FinetuneRecipe, start: ModelConfig | None) -> Dataset:
         raise RecipeError(
             f"strand is both, and {reader.alphabet or 'the input'} has no other strand; say --strand=forward"
         )
+    if recipe.mask_fraction and reader.alphabet is None and reader.input_features is None:
+        raise RecipeError("mask_fraction is above 0, and integer tokens have none that is unknown; leave it 0")
     inputs = [reader.encode(e) for e in data.examples]
     lines = describe(data, reader, targets, assigned)
     longer = sum(len(each) > recipe.max_length for each in inputs)

@@ -16,7 +16,6 @@ import torch
 from mamba_seq.heads import Model
 from mamba_seq.loading import from_pretrained
 from mamba_seq.pipelines.finetune import pictures, tables
-from mamba_seq.pipelines.finetune.batches import stretch
 from mamba_seq.pipelines.finetune.dataset import Dataset
 from mamba_seq.pipelines.finetune.predictions import predict_inputs
 from mamba_seq.pipelines.finetune.recipe import FinetuneRecipe
@@ -39,8 +38,8 @@ def finish(model: Model, recipe: FinetuneRecipe, dataset: Dataset, run: Path, st
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     saved = from_pretrained(staging, device)  # what is measured is what was stored, rounding included
     numbers = dataset.of("test")
-    inputs = [stretch(dataset, i, recipe.max_length)[0] for i in numbers]
-    values = [stretch(dataset, i, recipe.max_length)[1] for i in numbers]
+    inputs = [dataset.inputs[i] for i in numbers]  # whole, as `mamba-seq predict` reads them
+    values = [dataset.targets.values[i] for i in numbers]
     examples = [dataset.data.examples[i] for i in numbers]
     results = predict_inputs(saved, inputs, device, recipe.batch_tokens, recipe.strand)
     table = measure(dataset.targets, results, values, [e.group for e in examples], recipe.seed)
@@ -76,6 +75,7 @@ def finish(model: Model, recipe: FinetuneRecipe, dataset: Dataset, run: Path, st
         "epochs": recipe.epochs,
         "optim": {name: getattr(recipe.optim, name) for name in ("lr", "min_lr", "weight_decay", "grad_clip")},
         "mutation_fraction": recipe.mutation_fraction,
+        "mask_fraction": recipe.mask_fraction,
         "label_smoothing": recipe.label_smoothing,
         "ema": recipe.ema,
         "strand": recipe.strand,

@@ -34,6 +34,8 @@ def model_config(recipe: FinetuneRecipe, dataset: Dataset, start: ModelConfig | 
     whole = task in WHOLE_SEQUENCES
     if recipe.positions and not whole:
         raise RecipeError(f"positions is true, and {task} has an output at every position; leave it false")
+    if recipe.positions and longest == recipe.max_length < max(len(each) for each in dataset.inputs):
+        raise RecipeError(f"positions is true, and sequences are longer than max_length = {longest}; raise that")
     try:
         return ModelConfig(
             task=task,  # type: ignore[arg-type]

@@ -85,7 +85,8 @@ class FinetuneRecipe(BaseRecipe):
     strand: Literal["both", "forward"] = "forward"
     """Whether the other strand says the same: both trains and predicts on both. Only for DNA and RNA."""
     max_length: int = 65536
-    """The longest stretch that is read: of longer sequences a random one in training, the middle one elsewhere."""
+    """The longest stretch that is read: of longer sequences a random one in training, the middle one in
+    validation; the test and predictions read whole sequences."""
     test_fraction: float = 0.1
     """Part of the examples for the test, where the data name no splits."""
     validation_fraction: float = 0.1
@@ -94,6 +95,9 @@ class FinetuneRecipe(BaseRecipe):
     """Seed of the splits; None takes `seed`."""
     mutation_fraction: float = 0.0
     """Up to this part of a training sequence's letters is replaced by random ones, anew every time."""
+    mask_fraction: float = 0.0
+    """Up to this part of a training sequence's letters is hidden: read as the unknown letter, or, of a series, as its
+    mean. Unlike a mutation it never says what is wrong."""
     class_weights: bool = False
     """Weigh classes inversely to their numbers."""
     label_smoothing: float = 0.0
@@ -124,7 +128,7 @@ class FinetuneRecipe(BaseRecipe):
         for name in ("test_fraction", "validation_fraction"):
             if not 0 < getattr(self, name) < 0.5:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected above 0, below 0.5")
-        for name in ("mutation_fraction", "label_smoothing", "warmup_fraction", "ema"):
+        for name in ("mutation_fraction", "mask_fraction", "label_smoothing", "warmup_fraction", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 or more, below 1")
         for name in ("epochs", "patience", "max_length", "batch_tokens"):

@@ -70,7 +70,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-OPTIONS = ["--mutation_fraction=0.1", "--dropout=0.1", "--ema=0.9", "--pooling=mean"]
+OPTIONS = ["--mutation_fraction=0.1", "--mask_fraction=0.1", "--dropout=0.1", "--ema=0.9", "--pooling=mean"]
 
 
 def test_a_run_ends_in_a_model_that_says_the_same_from_its_folder_alone(whole: Path, run: Run) -> None:
