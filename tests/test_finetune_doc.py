@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from mamba_seq.pipelines.cli import main
+from mamba_seq.pipelines.finetune import scores
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "finetune.md").read_text(encoding="utf-8")
 
 
 def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(scores, "RESAMPLES", 20)
     for kind, code in re.findall(r"```(python|bash)\n(.*?)```", PAGE, flags=re.DOTALL):
         if kind == "python":
             exec(compile(code, "docs/finetune.md", "exec"), {})

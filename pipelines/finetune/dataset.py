@@ -93,7 +93,7 @@ def prepare(recipe: FinetuneRecipe, start: ModelConfig | None) -> Dataset:
     longer = sum(len(each) > recipe.max_length for each in inputs)
     if longer:
         warnings.append(
-            f"{longer} sequences are longer than {recipe.max_length:,} positions, and read in part (max_length)"
+            f"{longer} sequences are longer than {recipe.max_length:,} positions, and trained on in part (max_length)"
         )
     return Dataset(
         data,
