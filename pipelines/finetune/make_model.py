@@ -5,9 +5,7 @@ trained.
 import dataclasses
 import logging
 
-from torch import nn
-
-from mamba_seq.config import MambaConfig, ModelConfig
+from mamba_seq.config import ModelConfig
 from mamba_seq.heads import MODELS, Model
 from mamba_seq.pipelines.errors import RecipeError
 from mamba_seq.pipelines.finetune.dataset import Dataset
@@ -79,21 +77,12 @@ def make_model(recipe: FinetuneRecipe, config: ModelConfig, start: Model | None)
         return model
     if start is None:
         raise RecipeError(f"tune is {recipe.tune!r}, and the model is random; name one with -m, or say --tune=full")
+    if recipe.tune == "head" and not hasattr(model, "head"):
+        raise RecipeError("tune is 'head', and a language model's head is its embedding; say --tune=lora or full")
     for name, parameter in model.named_parameters():
-        parameter.requires_grad = name.startswith(("head.", "position.")) or not _has_head(model)
+        parameter.requires_grad = name.startswith(("head.", "position."))
     if recipe.tune == "lora":
         add_adapters(model, recipe.lora)
-    elif not _has_head(model):
-        raise RecipeError("tune is 'head', and a language model's head is its embedding; say --tune=lora or full")
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.info("%s of %s weights are trained", f"{trained:,}", f"{sum(p.numel() for p in model.parameters()):,}")
     return model
-
-
-def plain_backbone(config: ModelConfig) -> bool:
-    """Whether the backbone is a stack of blocks."""
-    return isinstance(config.backbone, MambaConfig)
-
-
-def _has_head(model: nn.Module) -> bool:
-    return hasattr(model, "head")
