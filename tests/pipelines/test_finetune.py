@@ -215,6 +215,13 @@ def test_a_folder_a_class_is_evaluated_record_by_record(whole: Path, run: Run, t
     assert json.loads(found.out)["examples"] == 4
 
 
+def test_classify_warns_of_a_model_of_one_strand(whole: Path, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.fa").write_text(">a\nATTATATTAATA\n")
+    done = run("classify", tmp_path / "a.fa", "-m", whole / "run" / "model")
+    assert done.code == 0, done.err
+    assert "was trained on the given strand alone: say --strand forward" in done.err
+
+
 def test_examples_that_cannot_be_used_are_left_out_and_told(recipe: str, run: Run, tmp_path: Path) -> None:
     data = dna(tmp_path / "d.csv", 40)
     data.write_text(data.read_text() + ",rich\nACGT,\n")
