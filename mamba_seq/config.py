@@ -29,6 +29,7 @@ Task = Literal[
 TASKS: tuple[Task, ...] = get_args(Task)
 _FEWEST_LABELS = {"sequence-classification": 2, "token-classification": 2, "language-model": 0}
 """How many labels a task needs; the others need 1."""
+_OF_WHOLE_SEQUENCES = ("sequence-classification", "multi-label", "sequence-regression")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -104,6 +105,9 @@ class ModelConfig:
     """How tokens become vectors: each has its own, or, for levels of a quantity, a linear map of waves makes them."""
     tie_embeddings: bool = True
     """A language model's embedding is also its output matrix; if not, that is a matrix of its own."""
+    complement: list[int] = dataclasses.field(default_factory=list)
+    """The token that stands for each token on the other strand, [3, 2, 1, 0, 4] for DNA: a model of whole sequences
+    then reads both strands with the same weights and pools them together. Empty: it reads what it is given."""
     mamba_seq_version: str = __version__
     """The version that wrote the model."""
 
@@ -129,6 +133,7 @@ class ModelConfig:
                 f"codec is {self.codec!r} and sample_rate {self.sample_rate}, expected both, or none: a model of sound "
                 "needs the two to read and to write it"
             )
+        self._check_complement()
         if self.task == "language-model" and self.vocab_size is None:
             raise ValueError("vocab_size is None, expected the number of tokens: a language model has no other input")
         fewest = _FEWEST_LABELS.get(self.task, 1)
@@ -147,6 +152,23 @@ class ModelConfig:
             raise ValueError(
                 f"tie_embeddings is false, expected true for {self.task}: only a language model has an output matrix "
                 "to untie"
+            )
+
+    def _check_complement(self) -> None:
+        tokens = self.complement
+        if not tokens:
+            return
+        if self.task not in _OF_WHOLE_SEQUENCES:
+            raise ValueError(
+                f"complement is {tokens}, expected none for {self.task}: only outputs for whole sequences are the "
+                "same on both strands"
+            )
+        if len(tokens) != self.vocab_size or any(
+            not 0 <= other < len(tokens) or tokens[other] != token for token, other in enumerate(tokens)
+        ):
+            raise ValueError(
+                f"complement is {tokens}, expected for each of the {self.vocab_size} tokens the one that stands for it "
+                "on the other strand, and for that one the token again"
             )
 
     def to_json(self) -> str:

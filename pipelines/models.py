@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from mamba_seq.config import ModelConfig
-    from mamba_seq.heads import SequenceClassifier
+    from mamba_seq.heads import LanguageModel, SequenceClassifier
 
 
 def load_model(spec: str, device: "torch.device | str") -> "SequenceClassifier":
@@ -33,6 +33,27 @@ def load_model(spec: str, device: "torch.device | str") -> "SequenceClassifier":
         raise ModelError(
             f"model {spec!r} is a {model.config.task}, expected sequence-classification; choose another -m "
             f"({_zoo(models_zoo.names())}), or use it from Python with mamba_seq.from_pretrained"
+        )
+    _check_input(spec, model.config)
+    return model
+
+
+def load_language_model(spec: str, device: "torch.device | str") -> "LanguageModel":
+    """Load the DNA language model that `-m` names, in evaluation mode; see `load_model`.
+
+    Raises:
+        UnknownModelError: when there is no such model.
+        ModelError: when it cannot be read, is of another task or alphabet, or wants to be told a class.
+    """
+    from mamba_seq.heads import LanguageModel
+    from mamba_seq.loading import from_pretrained
+
+    model = from_pretrained(locate_model(spec), device)
+    if not isinstance(model, LanguageModel) or model.config.labels:
+        kind = model.config.task + (" of several classes" if isinstance(model, LanguageModel) else "")
+        raise ModelError(
+            f"model {spec!r} is a {kind}, expected a language-model without classes; choose another -m, or train one "
+            "with a recipe of task: language-model"
         )
     _check_input(spec, model.config)
     return model
