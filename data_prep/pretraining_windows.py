@@ -103,8 +103,7 @@ class PretrainingWindows:
     @functools.cache  # noqa: B019 - of a few lengths, and as long-lived as a run
     def of_round(self, length: int) -> int:
         """Number of tiles of a length in one round through all stretches, the same in every round."""
-        copies = self._copies(length)
-        return int(np.sum(np.maximum(1, self._lengths // length) * copies))
+        return sum(whole * len(tiles) + more for tiles, whole, more in self._groups(length))
 
     def check(self, length: int) -> None:
         """Raise TooFewData unless there is a window of this length."""
@@ -115,26 +114,40 @@ class PretrainingWindows:
                 f"without a long run of N has {longest:,}; take shorter windows, or raise data.gap to let N into them"
             )
 
-    def _copies(self, length: int) -> NDArray[np.int64]:
-        """Return how often each stretch is gone through in a round: its weight, rounded up or down by a fixed draw."""
-        drawn = np.random.default_rng((self.seed, length)).random(len(self._weights))
-        copies = np.floor(self._weights + drawn).astype(np.int64)
-        return np.where(self._lengths >= self.fill * length, copies, 0)
+    @functools.cache  # noqa: B019 - as above
+    def _groups(self, length: int) -> list[tuple[NDArray[np.int64], int, int]]:
+        """Return, for the stretches of each weight, the stretch of each of their tiles, how often a round goes through
+        all of these, and how many of them it takes besides, drawn anew in every round.
+        """
+        groups = []
+        for weight in np.unique(self._weights):
+            which = np.flatnonzero((self._weights == weight) & (self._lengths >= self.fill * length))
+            tiles = np.repeat(which, np.maximum(1, self._lengths[which] // length))
+            groups.append((tiles, int(weight), round((weight - int(weight)) * len(tiles))))
+        return groups
 
     def _make_round(self, turn: int, length: int) -> tuple[NDArray[np.int64], ...]:
         """Return records, starts and ends of the tiles of one round, in its order."""
         rng = np.random.default_rng((self.seed, length, turn, 1))
-        which = np.repeat(np.arange(len(self._lengths)), self._copies(length))
-        tiles = np.maximum(1, self._lengths[which] // length)
+        parts = [np.empty((3, 0), dtype=np.int64)]
+        for tiles, whole, more in self._groups(length):
+            parts += [self._tiles(tiles, length, rng) for _ in range(whole)]
+            if more:
+                parts.append(self._tiles(tiles, length, rng)[:, rng.permutation(len(tiles))[:more]])
+        found = np.concatenate(parts, axis=1)
+        return tuple(found[:, rng.permutation(found.shape[1])])
+
+    def _tiles(self, which: NDArray[np.int64], length: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return records, starts and ends (3, tiles) of the tiles of stretches; `which` names that of each, in
+        order.
+        """
+        stretch, first, index, tiles = np.unique(which, return_index=True, return_inverse=True, return_counts=True)
         # what is left over is shared by chance between both ends
-        spare = np.maximum(0, self._lengths[which] - tiles * length)
+        spare = np.maximum(0, self._lengths[stretch] - tiles * length)
         shift = rng.integers(0, spare + 1)
-        index = np.arange(tiles.sum()) - np.repeat(np.cumsum(tiles) - tiles, tiles)
-        each = np.repeat(which, tiles)
-        starts = self._starts[each] + np.repeat(shift, tiles) + index * length
-        ends = np.minimum(starts + length, self._starts[each] + self._lengths[each])
-        order = rng.permutation(len(each))
-        return self._records[each][order], starts[order], ends[order]
+        starts = (self._starts[stretch] + shift - first * length)[index] + np.arange(len(which)) * length
+        ends = np.minimum(starts + length, (self._starts + self._lengths)[which])
+        return np.stack([self._records[which], starts, ends])
 
     def _random(self, rng: np.random.Generator, length: int) -> tuple[int, int, int]:
         cumulative = self._cumulative(length)

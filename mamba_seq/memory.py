@@ -1,19 +1,19 @@
 """How much memory a training step of a stack of blocks takes, foreseen from its sizes.
 
-n = B L positions, d = d_model, D = expand d, N = d_state, P columns of x_proj's output (rank + 2 N, or rank + 4 N where
-states are complex), b bytes of a number in the blocks (2 under bfloat16 autocast, else 4), r bytes of one in the residual
-stream (4, or b with `residual_in_fp32` false), W parameters. Bytes are the sum of
+n = B L positions, d = d_model, D = expand d, N = d_state, P columns of x_proj's output (rank + 2 N, or rank + 4 N
+where states are complex), b bytes of a number in the blocks (2 under bfloat16 autocast, else 4), r bytes of one in the
+residual stream (4, or b with `residual_in_fp32` false), W parameters. Bytes are the sum of
 
     16 W                                            weights, gradients and AdamW's two moments, in float32
-    n_layer n (r d + b (2 D + P) + s)               "inner": the residual stream, in_proj's and x_proj's outputs, states
+    n_layer n (r d + b (2 D + P) + s)               "inner": the residual stream, outputs of in_proj and x_proj, states
     + 10 b n D                                      and what one block takes in its backward pass
-    n_layer n r d + 13 n d + 3.5 b min(n D, 2^26)   "segments": residual streams, what stands beside blocks, one segment
+    n_layer n r d + 8 n d + 10 b min(n D, 2^26)     "segments": residual streams, what stands beside blocks, one segment
     n_layer n (r d + b (d + 5 D + P) + s)           "nothing": what autograd keeps
-    + 4 b n D
+    + 6 b n D
 
-with s = 4 N D / 16 of states, and b D of y with "inner", where such states are at most 1 GiB a block, else 4 N D / 128. With
-`gradient_checkpointing` every k blocks, the first terms are those of k blocks, with the stream in front of every k-th. 10,
-13 and 3.5 are fitted to figures of one H200, 4 to a CPU (docs/training.md).
+with s = 4 N D / 16 of states, and b D of y with "inner", where such states are at most 1 GiB a block, else 4 N D / 128.
+With `gradient_checkpointing` every k blocks, the first terms are those of k blocks, with the stream in front of every
+k-th. 10, 13 and 3.5 are fitted to figures of one H200, 4 to a CPU (docs/training.md).
 """
 
 import dataclasses
@@ -25,13 +25,12 @@ from mamba_seq.config import MambaConfig
 MOST_DENSE_STATES = 1 << 30
 """Bytes of states kept every 16 steps, above which the scan on GPUs keeps one every 128."""
 DENSE, SPARSE = 16, 128
-CPU_STATES_EVERY = 64
 IN_BACKWARD = 10.0
 """Tensors (B, L, D) of a block's backward pass with "inner"."""
-AUTOGRAD_BACKWARD = 4.0
-BESIDE = 13.0
+AUTOGRAD_BACKWARD = 6.0
+BESIDE = 8.0
 """Bytes a position and channel of the residual stream that "segments" takes outside its blocks."""
-SEGMENT = 3.5
+SEGMENT = 10.0
 """Tensors of a segment's size that "segments" takes."""
 
 
@@ -83,8 +82,7 @@ def _inside(config: MambaConfig, step: Step, recompute: Recompute, b: int) -> in
     columns = config.rank + 2 * config.d_state * (2 if config.has_complex_states else 1)
     state = 4 * channels * config.d_state * (2 if config.has_complex_states else 1)
     if recompute == "nothing":
-        every = DENSE if step.gpu else CPU_STATES_EVERY
-        return n * b * (config.d_model + 5 * channels + columns) + n * state // every
+        return n * b * (config.d_model + 5 * channels + columns) + n * state // DENSE
     kept = n * b * (2 * channels + columns)
     if n * state // DENSE <= MOST_DENSE_STATES or not step.gpu:
         return kept + n * state // DENSE + n * b * channels

@@ -1,6 +1,4 @@
-"""Whether a training step fits into memory, found out before the run: what to compute again, and what to ask for
-less.
-"""
+"""Whether a training step fits into memory, found out before the run, and what to do where it does not."""
 
 import logging
 from collections.abc import Callable, Sequence

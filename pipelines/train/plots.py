@@ -33,9 +33,7 @@ def plot_curves(metrics: Path, picture: Path) -> None:
 
 
 def plot_bits(metrics: Path, picture: Path, unit: str = "sample") -> None:
-    """Draw bits per sample, or another unit, against the step, training smoothed over 25 logged rows, and
-    validation.
-    """
+    """Draw bits per sample, or per `unit`, against the step, training smoothed over 25 logged rows, and validation."""
     from matplotlib.figure import Figure
 
     series: dict[str, list[tuple[int, float]]] = defaultdict(list)
