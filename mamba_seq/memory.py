@@ -13,7 +13,7 @@ residual stream (4, or b with `residual_in_fp32` false), W parameters. Bytes are
 
 with s = 4 N D / 16 of states, and b D of y with "inner", where such states are at most 1 GiB a block, else 4 N D / 128.
 With `gradient_checkpointing` every k blocks, the first terms are those of k blocks, with the stream in front of every
-k-th. 10, 13 and 3.5 are fitted to figures of one H200, 4 to a CPU (docs/training.md).
+k-th. 10, 8 and 6 are fitted to what an H200 and a CPU took (docs/training.md).
 """
 
 import dataclasses

@@ -73,10 +73,8 @@ class PackedInputs:
             raise
 
     def _file(self, path: str) -> Path:
-        with open_input(path) as stream:
-            stream.read(1)  # our own messages for what is missing, empty or damaged
-            if path != "-" and os.path.isfile(path):
-                return Path(path)
+        if path != "-" and os.path.isfile(path):
+            return Path(path)
         copy = self.folder / "standard-input"
         with open_input(path) as stream, copy.open("wb") as file:
             shutil.copyfileobj(stream, file)

@@ -47,7 +47,7 @@ def plan_memory(
     """
     assert isinstance(config.backbone, MambaConfig)
     backbone: MambaConfig = config.backbone
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):
         parameters = sum(p.numel() for p in MODELS[config.task](config).parameters())
     gpu = torch.cuda.is_available()
     mixed = recipe.precision == "bf16" or (recipe.precision == "auto" and gpu)
