@@ -183,7 +183,7 @@ def test_memory_chooses_what_is_computed_again() -> None:
         match=r"takes about \S+ GB with recompute 'segments', and 1.00 GB can be used; a batch of 65,536 bases fits",
     ):
         plan(1, split=False)
-    with pytest.raises(RecipeError, match="a batch of 32,768 bases fits"):
+    with pytest.raises(RecipeError, match="a batch of 16,384 bases fits"):
         plan(1, "nothing", split=False)
     with pytest.raises(RecipeError, match=r"a step of 16,384 bases .* one window of 4,096 bases fits"):
         plan(0.05)

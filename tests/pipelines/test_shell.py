@@ -20,7 +20,7 @@ from mamba_seq.pipelines import cli
 from mamba_seq.pipelines.cli import _failures, _shell
 from mamba_seq.pipelines.cli._shell import Settings
 
-COMMANDS = ["classify", "evaluate", "train", "zoo", "convert", "info", "bench"]
+COMMANDS = ["classify", "evaluate", "score", "train", "zoo", "convert", "info", "bench"]
 COMMON = ["--quiet", "--verbose", "--seed", "--device", "--threads", "--debug", "--version", "--help"]
 READING = ["--strand", "--context", "--stride", "--max-windows", "--batch-tokens"]
 # a frozen list: an option that is new, renamed or gone is a change that users see, and belongs in the changelog
@@ -30,6 +30,7 @@ OPTIONS = {
         *["--model", "--output", "--format", "--min-probability", *READING, "--min-length", "--strict"],
     ],
     ("evaluate",): ["--model", "--output", "--format", "--lengths", "--per-class", "--splits", *READING],
+    ("score",): ["--model", "--output", "--format", "--strand", "--context", "--batch-tokens"],
     ("train",): ["--output", "--force", "--max-minutes", "--checkpoint-mib"],
     ("zoo",): [],
     ("zoo", "list"): [],
