@@ -83,8 +83,9 @@ class HeldOut:
             are for training, nothing else is.
         test_records: patterns of records or files that are the test.
         validation_records: the same for validation.
-        test_fraction: part of every other file's bases, where neither table nor patterns name a test.
-        validation_fraction: the same for validation.
+        test_fraction: part of every other file's bases; None for 5 % where neither table nor patterns name a test, else
+            none.
+        validation_fraction: the same for validation, 1 %.
         regions: number of regions that each part of a file is cut into.
         seed: places them.
     """
@@ -92,8 +93,8 @@ class HeldOut:
     bed: str | None = None
     test_records: Sequence[str] = ()
     validation_records: Sequence[str] = ()
-    test_fraction: float = 0.05
-    validation_fraction: float = 0.01
+    test_fraction: float | None = None
+    validation_fraction: float | None = None
     regions: int = 1
     seed: int = 0
 
@@ -115,8 +116,11 @@ def split_corpus(records: Sequence[GenomeRecord], held_out: HeldOut) -> Splits:
     found = {interval.split for interval in [*given, *named]}
     gone = {(interval.file, interval.record) for interval in named}
     untouched = [record for record in rest if (record.file, record.name) not in gone]
-    test = 0.0 if "test" in found else held_out.test_fraction
-    validation = 0.0 if "validation" in found else held_out.validation_fraction
+    test, validation = held_out.test_fraction, held_out.validation_fraction
+    if test is None:
+        test = 0.0 if "test" in found else 0.05
+    if validation is None:
+        validation = 0.0 if "validation" in found else 0.01
     drawn: Sequence[Interval] = ()
     if not limited:
         drawn = split_by_region(untouched, test, validation, held_out.seed, held_out.regions).intervals
@@ -170,8 +174,15 @@ def _between(given: Sequence[Interval], records: Sequence[GenomeRecord]) -> list
 
 
 def _labels(paths: Sequence[str]) -> list[str]:
-    """Name each path by its last part, and those that share one by a number more."""
-    names = [Path(path).resolve().name for path in paths]
+    """Name each path by its last part, or by as many as tell it from the others; the same path twice gets a number."""
+    parts = [Path(path).resolve().parts for path in paths]
+    names = []
+    for those in parts:
+        others = [other for other in parts if other != those]
+        depth = 1
+        while depth < len(those) - 1 and any(other[-depth:] == those[-depth:] for other in others):
+            depth += 1
+        names.append("/".join(those[-depth:]))
     seen: Counter[str] = Counter()
     labels = []
     for name in names:

@@ -1,5 +1,6 @@
 """The data of a DNA language model in training: from FASTA files to batches, as a Lightning datamodule."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,10 +47,11 @@ class PretrainingDataConfig:
     """Names or patterns of records or files to test on, such as chr21 or */test/*."""
     validation_records: list[str] = field(default_factory=list)
     """The same for validation."""
-    test_fraction: float = 0.05
-    """Part of every file's bases to test on, where no table and no pattern names a test."""
-    validation_fraction: float = 0.01
-    """The same for validation."""
+    test_fraction: float | None = None
+    """Part of the bases to test on of every file that table and patterns leave alone; by default 5 % where these name
+    no test, else none."""
+    validation_fraction: float | None = None
+    """The same for validation, by default 1 %."""
     regions: int = 1
     """How many regions of a file each of the two parts is cut into."""
     length: int = 1024
@@ -171,24 +173,35 @@ class PretrainingData(L.LightningDataModule):
         warmup = LengthWarmup(config.length_warmup, config.length_warmup_steps)
         return PretrainingBatches(windows, config.length, config.batch_tokens, warmup, start_step, rank, world_size)
 
-    def held_out_pieces(self, split: Split, length: int, bases: int) -> list[Codes]:
-        """Stretches of a held-out split cut into pieces of at most `length`, token ids (n,) uint8, drawn until they
-        have `bases` in all; the same ones at every call.
+    def held_out_places(self, split: Split, length: int, bases: int) -> list[Stretch]:
+        """Places of pieces of a held-out split, of at most `length`, drawn from the paths in turn until they have
+        `bases` in all; the same ones at every call.
         """
         places = [
-            (stretch.record, start, min(start + length, stretch.end))
+            Stretch(stretch.record, start, min(start + length, stretch.end))
             for stretch in self.stretches(split)
             for start in range(stretch.start, stretch.end, length)
         ]
-        order = np.random.default_rng((self.config.seed, length)).permutation(len(places))
-        found: list[Codes] = []
-        for i in order.tolist():
+        order: list[int] = np.random.default_rng((self.config.seed, length)).permutation(len(places)).tolist()
+        drawn: Counter[int] = Counter()
+        turns = {}
+        for i in order:
+            source = self.corpus.sources[places[i].record]
+            turns[i] = drawn[source]
+            drawn[source] += 1
+        found = []
+        for i in sorted(order, key=turns.__getitem__):  # a small path is not lost beside a large one
             if bases <= 0:
                 break
-            record, start, end = places[i]
-            found.append(self.corpus.fetch(record, start, min(end, start + bases)))
+            record, start, end, _ = places[i]
+            found.append(Stretch(record, start, min(end, start + bases)))
             bases -= end - start
         return found
+
+    def held_out_pieces(self, split: Split, length: int, bases: int) -> list[Codes]:
+        """The token ids (n,) uint8 of those places."""
+        places = self.held_out_places(split, length, bases)
+        return [self.corpus.fetch(place.record, place.start, place.end) for place in places]
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Training batches from `start_step` on, without end."""

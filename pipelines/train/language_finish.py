@@ -46,8 +46,10 @@ def finish(
     saved = cast("LanguageModel", from_pretrained(staging, device))
     contexts = recipe.contexts()
     pieces = data.held_out_pieces("test", max(contexts), recipe.evaluation.bases)
-    baseline = kept(run / BASELINE, lambda: measure_baseline(data, recipe, pieces))
-    evaluation = kept(run / EVALUATION, lambda: measure(saved, pieces, contexts, device))
+    places = data.held_out_places("test", max(contexts), recipe.evaluation.bases)
+    sources = [data.corpus.records[place.record].label for place in places]
+    baseline = kept(run / BASELINE, lambda: measure_baseline(data, recipe, pieces, sources))
+    evaluation = kept(run / EVALUATION, lambda: measure(saved, pieces, sources, contexts, device))
     record = make_record(recipe, data, evaluation, baseline, sum(p.numel() for p in model.parameters()), steps, minutes)
     for name in (CURVES, RECIPE, SPLITS):
         (staging / name).write_bytes((run / name).read_bytes())
@@ -57,9 +59,17 @@ def finish(
 
 
 def measure(
-    model: LanguageModel, pieces: list[Codes], contexts: list[int], device: torch.device
+    model: LanguageModel, pieces: list[Codes], sources: list[str], contexts: list[int], device: torch.device
 ) -> list[dict[str, Any]]:
-    """Measure bits per base of the same pieces at each context: the model starts anew every so many bases."""
+    """Measure bits per base of the same pieces at each context: the model starts anew every so many bases.
+
+    Args:
+        model: the model.
+        pieces: token ids (n,) of held-out pieces.
+        sources: what each piece comes from; each gets a figure of its own too.
+        contexts: the contexts.
+        device: where the model is.
+    """
     tokens = GPU_TOKENS if device.type == "cuda" else CPU_TOKENS
     scorer = LikelihoodScorer(model, device, tokens)
     known = np.array([np.count_nonzero(codes < 4) for codes in pieces])
@@ -85,6 +95,7 @@ def measure(
                 "whole": whole,
                 "pieces": len(pieces),
                 "bases": int(known.sum()),
+                "sources": by_source(bits, known, sources),
             }
         )
     return rows
@@ -98,7 +109,15 @@ def interval(bits: NDArray[np.float64], bases: NDArray[np.int64]) -> tuple[float
     return float(bits.sum() / max(1, bases.sum())), float(low), float(high)
 
 
-def measure_baseline(data: PretrainingData, recipe: LanguageRecipe, pieces: list[Codes]) -> dict[str, Any]:
+def by_source(bits: NDArray[np.float64], bases: NDArray[np.int64], sources: list[str]) -> dict[str, float]:
+    """Return bits per base of the pieces of each source."""
+    each = np.array(sources)
+    return {name: float(bits[each == name].sum() / max(1, bases[each == name].sum())) for name in sorted(set(sources))}
+
+
+def measure_baseline(
+    data: PretrainingData, recipe: LanguageRecipe, pieces: list[Codes], sources: list[str]
+) -> dict[str, Any]:
     """Fit Markov models to the training bases, and measure those of every order with the best prior on the test."""
     highest = recipe.evaluation.markov_order
     counts = MarkovCounts(highest)
@@ -113,7 +132,15 @@ def measure_baseline(data: PretrainingData, recipe: LanguageRecipe, pieces: list
     best = choose(counts, validation, range(highest + 1))
     orders = {k: bits_per_base(_same_prior(counts, best, k), pieces) for k in range(highest + 1)}
     log.info("Markov model of order %d: %.4f bits per base", best.order, orders[best.order])
-    return {"order": best.order, "alpha": best.alpha, "bits": orders[best.order], "orders": orders}
+    known = np.array([np.count_nonzero(codes < 4) for codes in pieces])
+    bits = np.array([-np.nansum(best.log2_probabilities(codes), dtype=np.float64) for codes in pieces])
+    return {
+        "order": best.order,
+        "alpha": best.alpha,
+        "bits": orders[best.order],
+        "orders": orders,
+        "sources": by_source(bits, known, sources),
+    }
 
 
 def make_record(

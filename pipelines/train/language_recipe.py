@@ -16,7 +16,7 @@ class LikelihoodConfig:
     lengths: list[int] | None = None
     """Contexts: the model starts anew every so many bases. By default powers of 4 from 1,024 to the training length."""
     bases: int = 4194304
-    """Held-out bases that are read, the same ones at every context."""
+    """Held-out bases that are read, the same ones at every context, from all paths in turn as long as each has some."""
     markov_order: int = 11
     """Highest order of the Markov model that stands beside, 0 to 12; its order and prior are chosen on the
     validation."""

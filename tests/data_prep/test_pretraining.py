@@ -1,6 +1,7 @@
 """Packed genomes, what is held out of them, and the windows that a language model is trained on."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,11 @@ def test_a_corpus_is_of_files_and_folders(corpus: Corpus, tmp_path: Path) -> Non
     assert corpus.sources == [0, 0, 0, 0, 1]
     fewer = Corpus([str(tmp_path / "genomes")], exclude=["*/two.fa", "one_2"], cache_folder=tmp_path / "cache")
     assert [record.name for record in fewer.records] == ["one_1"]
+    (tmp_path / "other").mkdir()
+    same = Path(shutil.copytree(tmp_path / "genomes", tmp_path / "other" / "genomes"))
+    paths = [str(tmp_path / "genomes"), str(same), str(same)]
+    labels = [record.label for record in Corpus(paths, cache_folder=tmp_path / "cache").records[::4]]
+    assert labels == [f"{tmp_path.name}/genomes", "other/genomes", "other/genomes.2"]
     with pytest.raises(TooFewData, match="no record is left"):
         Corpus([str(tmp_path / "genomes")], exclude=["*"], cache_folder=tmp_path / "cache")
     with pytest.raises(UnreadableFile, match="neither a file nor a folder"):
@@ -168,6 +174,10 @@ def test_what_is_held_out(corpus: Corpus, tmp_path: Path) -> None:
     bed.write_text("one_1\t0\t1000\ttrain\none_2\t0\t500\ttest\ntwo_2\t0\t10\tvalid\n")
     found = bases_of(split_corpus(corpus.records, HeldOut(str(bed))))
     assert found == {"one_1": {"train": 1000}, "one_2": {"test": 500}, "two_2": {"validation": 10}}
+    both = HeldOut(test_records=["gaps"], test_fraction=0.1, validation_fraction=0.0)
+    found = bases_of(split_corpus(corpus.records, both))
+    assert found["gaps"] == {"test": 1045}
+    assert sum(each["test"] for each in found.values()) == 1045 + 600
     fractions = bases_of(split_corpus(corpus.records, HeldOut(test_fraction=0.1, validation_fraction=0.05, seed=3)))
     total = sum(fractions.values(), Counter())
     assert total["test"] == pytest.approx(0.1 * 7045, abs=3)
@@ -305,6 +315,9 @@ def test_held_out_pieces_are_of_held_out_bases(corpus: Corpus, tmp_path: Path) -
     whole = DNA.decode(corpus.fetch(1, 0, 1000))
     assert all(DNA.decode(piece) in whole for piece in pieces)
     assert sum(map(len, made.held_out_pieces("test", 300, 650))) == 650
+    paths = [str(tmp_path / "genomes"), str(tmp_path / "single.fa")]
+    both = data(paths, tmp_path, length=100, batch_tokens=400, test_records=["one_1", "gaps"])
+    assert [both.corpus.sources[place.record] for place in both.held_out_places("test", 300, 1100)] == [1, 0, 1, 0, 0]
     batches = list(padded_batches(pieces, 600))
     assert sorted(i for _, numbers in batches for i in numbers) == [0, 1, 2, 3]
     for batch, numbers in batches:

@@ -69,7 +69,7 @@ def metrics(run: Path) -> list[dict[str, str]]:
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(
-    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: str, genomes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed in the middle of the length warm-up, in a step of several parts, and again after it."""
     parts = ["--micro_batch_tokens=128"]
@@ -114,6 +114,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
     assert [row["context"] for row in record["results"]] == [16, 128]
     assert long["low"] <= long["bits"] <= long["high"] < short["bits"]
     assert short["bases"] == long["bases"]
+    assert set(long["sources"]) == {genomes.name}
+    assert long["sources"][genomes.name] == pytest.approx(long["bits"])
+    assert record["baseline"]["sources"][genomes.name] == pytest.approx(record["baseline"]["bits"], rel=1e-4)
     assert f"| 128 | {long['bits']:.4f} |" in card
     assert f"{record['baseline']['bits']:.4f}" in card
     assert 0 < record["baseline"]["bits"] < 2
