@@ -18,6 +18,8 @@ log = logging.getLogger("mamba_seq.train")
 
 USABLE = 0.92
 """Part of the free memory that is counted on: allocators leave holes."""
+FULL = 1 << 18
+"""Tokens of a part that fill a device."""
 
 
 class MemoryPlan(NamedTuple):
@@ -63,21 +65,21 @@ def plan_memory(
         return max(training_bytes(backbone, step, recompute) for step in steps)
 
     ways: list[Recompute] = ["auto", "segments"] if recipe.recompute == "auto" else [recipe.recompute]
-    tokens = batch_tokens
-    while True:
-        for way in ways:
-            if (found := needed(way, tokens)) <= free:
-                log.info(
-                    "a step takes about %.2f GB of %.2f: %s bases at once, recompute %s",
-                    found / 1e9,
-                    free / 1e9,
-                    f"{tokens:,}",
-                    way,
-                )
-                return MemoryPlan(way, tokens, found)
-        if not may_split or tokens <= max(lengths):
-            break
-        tokens = max(max(lengths), tokens // 2)
+    for way in ways:
+        # parts that fill the device are quicker than to compute more of it again
+        least = max(max(lengths), min(batch_tokens, FULL if way != ways[-1] else 1))
+        tokens = batch_tokens
+        while (found := needed(way, tokens)) > free and may_split and tokens > least:
+            tokens = max(least, tokens // 2)
+        if found <= free:
+            log.info(
+                "a step takes about %.2f GB of %.2f: %s bases at once, recompute %s",
+                found / 1e9,
+                free / 1e9,
+                f"{tokens:,}",
+                way,
+            )
+            return MemoryPlan(way, tokens, found)
     last = ways[-1]
     longest = _largest(lambda length: needed(last, length, [length]) <= free, max(lengths))
     most = _largest(lambda n: needed(last, n) <= free, batch_tokens)

@@ -167,16 +167,19 @@ def test_without_weights_it_is_the_plain_loss() -> None:
     torch.testing.assert_close(made.training_step(tokens.to(torch.uint8), 0), expected)
 
 
-def plan(memory_gb: float, recompute: str = "auto", split: bool = True, **fields: Any) -> Any:
+def plan(memory_gb: float, recompute: str = "auto", split: bool = True, tokens: int = 1 << 18) -> Any:
     config = ModelConfig(task="language-model", vocab_size=5, backbone=MambaConfig(d_model=64, n_layer=12))
     recipe: Any = type("R", (), {"precision": "32", "gradient_checkpointing": False})()
     recipe.memory_gb, recipe.recompute = memory_gb, recompute
-    return plan_memory(config, recipe, [1 << 14], 1 << 18, split)
+    return plan_memory(config, recipe, [1 << 14], tokens, split)
 
 
 def test_memory_chooses_what_is_computed_again() -> None:
     assert plan(100)[:2] == ("auto", 1 << 18)
     assert plan(6)[:2] == ("segments", 1 << 18)
+    # parts of a step, before more of it is computed again
+    assert plan(20, tokens=1 << 20)[:2] == ("auto", 1 << 18)
+    assert plan(6, tokens=1 << 20)[:2] == ("segments", 1 << 19)
     way, tokens, needed = plan(1)
     assert (way, tokens) == ("segments", 1 << 16)
     assert needed < 1e9
