@@ -12,6 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mamba_seq._version import __version__
+from mamba_seq.calibration import Calibration
 from mamba_seq.errors import ModelError
 
 Task = Literal[
@@ -132,6 +133,12 @@ class ModelConfig:
     """How a model with outputs for whole sequences turns the positions of one into one vector."""
     tie_embeddings: bool = True
     """A language model's embedding is also its output matrix; if not, that is a matrix of its own."""
+    calibration: dict[str, Any] | None = None
+    """Fields of `mamba_seq.calibration.Calibration`: what makes the scores of a classifier probabilities; None where it
+    has not been measured."""
+    taxonomy: dict[str, Any] | None = None
+    """For each label its lineage, a list of [taxonomy id, rank code, name] from the domain down to the label itself;
+    None where the labels are no taxa."""
     mamba_seq_version: str = __version__
     """The version that wrote the model."""
 
@@ -162,6 +169,11 @@ class ModelConfig:
                 f"tie_embeddings is false, expected true for {self.task}: only a language model has an output matrix "
                 "to untie"
             )
+        if self.calibration is not None:
+            Calibration.from_fields(self.calibration)
+        if self.taxonomy is not None and set(self.taxonomy) != set(self.labels):
+            odd = sorted(set(self.taxonomy) ^ set(self.labels))[0]
+            raise ValueError(f"taxonomy has other names than labels, {odd!r} is in one of them only")
 
     def to_json(self) -> str:
         """Write the config as the text of a `config.json`."""

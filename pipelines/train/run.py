@@ -127,7 +127,10 @@ def starting_weights(folder: str, config: ModelConfig) -> dict[str, torch.Tensor
         ModelError: when there is none, or it is of other sizes or labels than the recipe's.
     """
     saved = from_pretrained(folder)
-    ours, theirs = (dataclasses.replace(each, context=None, mamba_seq_version="") for each in (config, saved.config))
+    ours, theirs = (
+        dataclasses.replace(each, context=None, calibration=None, taxonomy=None, mamba_seq_version="")
+        for each in (config, saved.config)
+    )
     # neither is a matter of the weights
     theirs.backbone = dataclasses.replace(theirs.backbone, dropout=ours.backbone.dropout)
     different = [
