@@ -61,9 +61,7 @@ def progress(what: str, *, verbosity: int) -> Iterator[Callable[..., None]]:
     global _live_console
     console = Console(stderr=True)
     shown = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    with Progress(
-        *texts, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), console=console, transient=True
-    ) as bar:
+    with Progress(*shown, TimeElapsedColumn(), console=console, transient=True) as bar:
         task = bar.add_task(what, total=None)
         _live_console = console
 

@@ -97,8 +97,14 @@
       bar.append(svg("title", {}, `${number.format(edge(bin))} to ${number.format(Math.max(edge(bin), edge(bin + 1) - 1))} bases: ${number.format(n)} records`));
       chart.append(bar);
       if (n === most) chart.append(svg("text", { x: left + (bin - first + 0.5) * step, y: height - bottom - tall - 5, "text-anchor": "middle" }, number.format(n)));
-      const labels = Math.max(1, Math.ceil(bins / 8));
-      if ((bin - first) % labels === 0) chart.append(svg("text", { x: left + (bin - first) * step + 1, y: height - 9 }, bases(edge(bin)).replace(/\.?0+ /, " ")));
+    }
+    // names at the powers of ten; where there is none, at the ends
+    const decades = [];
+    for (let bin = first; bin <= last + 1; bin++) if (bin % data.binsADecade === 0) decades.push(bin);
+    for (const bin of decades.length ? decades : [first, last + 1]) {
+      const x = left + (bin - first) * step, anchor = bin === first ? "start" : x > width - 30 ? "end" : "middle";
+      chart.append(svg("text", { x, y: height - 8, "text-anchor": anchor }, bases(edge(bin)).replace(/\.0+ /, " ")));
+      chart.append(svg("line", { x1: x, x2: x, y1: height - bottom, y2: height - bottom + 4 }));
     }
     chart.append(svg("line", { x1: left, x2: width - left, y1: height - bottom + 0.5, y2: height - bottom + 0.5 }));
     $("lengths").append(chart);
@@ -183,6 +189,7 @@
       make("div", "cell number", row[SHARE] < 0 ? "NA" : (row[SHARE] / 1e4).toFixed(4)), make("div", statusName(row) === "ok" ? "cell" : "cell weak", statusName(row).replace("_", " "))];
   };
   const render = () => {
+    $("head").style.paddingRight = `${scroll.offsetWidth - scroll.clientWidth}px`;
     const from = Math.max(0, Math.floor(scroll.scrollTop / ROW) - SPARE);
     const to = Math.min(shown.length, Math.ceil((scroll.scrollTop + scroll.clientHeight) / ROW) + SPARE);
     const lines = [];
