@@ -136,9 +136,9 @@ class ModelConfig:
     calibration: dict[str, Any] | None = None
     """Fields of `mamba_seq.calibration.Calibration`: what makes the scores of a classifier probabilities; None where it
     has not been measured."""
-    taxonomy: dict[str, Any] | None = None
-    """For each label its lineage, a list of [taxonomy id, rank code, name] from the domain down to the label itself;
-    None where the labels are no taxa."""
+    taxonomy: dict[str, str] | None = None
+    """For each label its lineage from the domain down to it, such as "2:D:Bacteria;562:S:Escherichia coli"
+    (taxonomy id, rank code, name); None where the labels are no taxa."""
     mamba_seq_version: str = __version__
     """The version that wrote the model."""
 

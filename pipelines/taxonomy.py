@@ -2,9 +2,7 @@
 
 A config's `taxonomy` gives every label its lineage, from the top down to the label itself:
 
-    "taxonomy": {
-      "escherichia_coli": [[2, "D", "Bacteria"], ..., [561, "G", "Escherichia"], [562, "S", "Escherichia coli"]]
-    }
+    "taxonomy": {"escherichia_coli": "2:D:Bacteria;561:G:Escherichia;562:S:Escherichia coli"}
 
 A table (tab-separated, a header line) does the same for models without one, `label` and `taxid` at the least:
 
@@ -16,7 +14,6 @@ import csv
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from mamba_seq.data_prep.errors import DataError, UnreadableFile
 from mamba_seq.errors import ModelError
@@ -70,7 +67,7 @@ class Taxonomy:
             self.of_label.append(above)
 
     @classmethod
-    def of_model(cls, model: str, labels: Sequence[str], taxonomy: dict[str, Any] | None) -> "Taxonomy":
+    def of_model(cls, model: str, labels: Sequence[str], taxonomy: dict[str, str] | None) -> "Taxonomy":
         """Make the taxonomy that a model's config holds.
 
         Args:
@@ -88,11 +85,11 @@ class Taxonomy:
                 "or write them into the 'taxonomy' of its config.json"
             )
         try:
-            return cls([[_taxon(*node) for node in taxonomy[label]] for label in labels])
+            return cls([_lineage(taxonomy[label]) for label in labels])
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(
-                f"the taxonomy of model {model!r} cannot be read: {error}; for every label a list of "
-                "[taxonomy id, rank code, name] was expected, from the domain down to the label"
+                f"the taxonomy of model {model!r} cannot be read: {error}; for every label a lineage such as "
+                "'2:D:Bacteria;562:S:Escherichia coli' was expected"
             ) from error
 
     @classmethod
@@ -123,7 +120,7 @@ class Taxonomy:
             if label in lineages:
                 raise DataError(f"{path}, line {number}: label {label!r} came before; one line a label was expected")
             try:
-                lineages[label] = _lineage(row)
+                lineages[label] = _of_row(row)
             except ValueError as error:
                 raise DataError(
                     f"{path}, line {number}: {error}; a taxid above 0 was expected, and a lineage such as "
@@ -142,19 +139,27 @@ class Taxonomy:
         return [child for child, parent in self.parents.items() if parent == taxid]
 
 
-def _lineage(row: dict[str, str | None]) -> list[Taxon]:
+def _lineage(text: str) -> list[Taxon]:
+    """Read a lineage, taxa of id, rank code and name, with a semicolon between them."""
+    lineage = []
+    for node in filter(str.strip, text.split(";")):
+        parts = node.split(":", 2)
+        if len(parts) < 3:
+            raise ValueError(f"{node.strip()!r} came, an id, a rank code and a name with colons between were expected")
+        lineage.append(_taxon(*parts))
+    return lineage
+
+
+def _of_row(row: dict[str, str | None]) -> list[Taxon]:
     """Return the lineage that a line of a table gives."""
-    above = [_taxon(*node.split(":", 2)) for node in (row.get("lineage") or "").split(";") if node.strip()]
-    label = row["label"] or ""
-    name = row.get("name") or label.replace("_", " ").capitalize()
-    return [*above, _taxon(row["taxid"], row.get("rank") or "S", name)]
+    name = row.get("name") or (row["label"] or "").replace("_", " ").capitalize()
+    return [*_lineage(row.get("lineage") or ""), _taxon(row["taxid"] or "", row.get("rank") or "S", name)]
 
 
-def _taxon(taxid: Any = None, rank: Any = None, name: Any = None) -> Taxon:
-    number = int(taxid)
-    if number < 1:
+def _taxon(taxid: str, rank: str, name: str) -> Taxon:
+    if not taxid.strip().isdecimal() or int(taxid) < 1:
         raise ValueError(f"taxonomy id {taxid!r} came")
-    rank = str(rank).strip()
-    if rank[:1] not in RANKS or not (rank[1:].isdecimal() or not rank[1:]) or not rank:
+    rank = rank.strip()
+    if not rank or rank[0] not in RANKS or not (rank[1:].isdecimal() or rank[1:] == ""):
         raise ValueError(f"rank code {rank!r} came, one of {', '.join(RANKS)} was expected")
-    return Taxon(number, rank, str(name).strip())
+    return Taxon(int(taxid), rank, name.strip())

@@ -6,6 +6,7 @@
     RUN/checkpoints/last.ckpt  weights, optimiser, step and minutes: a run that was killed goes on from here
     RUN/curves.png             loss and accuracy
     RUN/baseline.json          the k-mer baseline on the test windows
+    RUN/calibration.json       the model's calibration on validation windows
     RUN/evaluation.json        what the model reaches on them
     RUN/model/                 the saved model with its card: here when everything is done
 
@@ -77,13 +78,12 @@ def main(
     check_folder(run, text, force)
     data = GenomeData(fields.data)
     tests = prepare_data(data, fields)
-    start = (
-        None if fields.start_from is None else starting_weights(fields.start_from, model_config(fields, data.labels))
-    )
+    config = model_config(fields, data.labels)
+    start = None if fields.start_from is None else starting_weights(fields.start_from, config)
     begin(run, text, splits_of(data).to_tsv(), force)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # says which devices it sees, and advertises
     L.seed_everything(fields.seed, verbose=False)
-    model = SequenceClassifier(model_config(fields, data.labels))
+    model = SequenceClassifier(config)
     if start is not None:
         model.load_state_dict(start)
     training = ClassifierTraining(model, fields.optim, fields.log_every, fields.seed)
@@ -146,9 +146,16 @@ def starting_weights(folder: str, config: ModelConfig) -> dict[str, torch.Tensor
 
 
 def model_config(recipe: Recipe, labels: list[str]) -> ModelConfig:
-    """Return the config of the model that a recipe trains."""
+    """Return the config of the model that a recipe trains.
+
+    Raises:
+        RecipeError: when the recipe's taxonomy is that of other labels.
+    """
     from mamba_seq.data_prep.alphabet import DNA
 
+    if recipe.taxonomy is not None and set(recipe.taxonomy) != set(labels):
+        odd = min(set(recipe.taxonomy) ^ set(labels))
+        raise RecipeError(f"the recipe's taxonomy and the class folders differ in {odd!r}; give every folder a lineage")
     return ModelConfig(
         task="sequence-classification",
         backbone=recipe.model,
@@ -157,6 +164,7 @@ def model_config(recipe: Recipe, labels: list[str]) -> ModelConfig:
         labels=labels,
         context=recipe.context,
         pooling=recipe.pooling,
+        taxonomy=recipe.taxonomy,
     )
 
 

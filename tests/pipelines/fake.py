@@ -13,9 +13,9 @@ from torch import Tensor, nn
 LABELS = ["alpha", "beta", "gamma"]
 CONTEXT = 64
 TAXONOMY = {
-    "alpha": [[2, "D", "Bacteria"], [10, "G", "Alphabeta"], [101, "S", "Alphabeta alpha"]],
-    "beta": [[2, "D", "Bacteria"], [10, "G", "Alphabeta"], [102, "S", "Alphabeta beta"]],
-    "gamma": [[2759, "D", "Eukaryota"], [103, "S", "Gamma gamma"]],
+    "alpha": "2:D:Bacteria;10:G:Alphabeta;101:S:Alphabeta alpha",
+    "beta": "2:D:Bacteria;10:G:Alphabeta;102:S:Alphabeta beta",
+    "gamma": "2759:D:Eukaryota;103:S:Gamma gamma",
 }
 # rows A, C, G, T, N; the two strands of a sequence get different scores
 COMPOSITION = [[9.0, 0, 1], [0, 9, 2], [3, 4, 6], [2, 0, 9], [1, 1, 1]]

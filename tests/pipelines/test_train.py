@@ -16,6 +16,7 @@ from lightning import Trainer
 from mamba_seq import ModelError, UnknownModelError, from_pretrained
 from mamba_seq.data_prep.errors import DataError
 from mamba_seq.pipelines.errors import RecipeError
+from mamba_seq.pipelines.evaluate import Reading
 from mamba_seq.pipelines.train import callbacks, finish
 from mamba_seq.pipelines.train.baseline import baseline_accuracy, canonical_kmers, kmer_features
 from mamba_seq.pipelines.train.callbacks import StopAfter
@@ -306,17 +307,17 @@ def test_test_windows_are_read_in_as_many_windows_as_the_recipe_says(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[object] = []
-    measure = finish.evaluate_windows
+    measure = finish.predict_windows
 
-    def watched(*args: object, **options: object) -> object:
-        told.append(options["max_windows"])
-        return measure(*args, **options)
+    def watched(model: object, windows: object, reading: Reading) -> object:
+        told.append(reading.max_windows)
+        return measure(model, windows, reading)
 
-    monkeypatch.setattr(finish, "evaluate_windows", watched)
+    monkeypatch.setattr(finish, "predict_windows", watched)
     folder = main(
         recipe, tmp_path / "run", ["--evaluation.max_windows=0", "--optim.steps=2", "--evaluation.baseline_windows=2"]
     )
-    assert told == [0, 0]
+    assert told == [0, 0, 0, 0]  # validation windows, then test windows, of two lengths
     assert "all of them (`--max-windows`)" in (folder / "README.md").read_text()
 
 
