@@ -79,12 +79,16 @@ class Calls:
         for lot in self._lots:
             yield _array(lot)
 
+    def __del__(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
     def _keep(self, lot: list[list[int]]) -> None:
         self._done.append(_array(lot))
         if len(self._done) < LOTS_IN_MEMORY:
             return
         if self._file is None:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - goes when the record goes
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the record goes
         self._file.seek(0, 2)
         for done in self._done:
             self._file.write(done.tobytes())

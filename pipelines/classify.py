@@ -174,6 +174,7 @@ class Classifier:
         ended = options.max_windows > 0
         for window in windows_of(record.blocks(), options.context, options.stride, options.max_windows):
             if record.invalid is None and not (ended and record.length < options.min_length):
+                self._progress.cut(window.end, record.length)
                 self._pool.add(evidence, window.codes, window.start)
         self._names.add(record.name)
         self.summary.records += 1
@@ -181,7 +182,7 @@ class Classifier:
         if self.summary.records % 1024 == 0:
             self._update()
         original = None if self._originals is None else self._originals.cut(record.format)
-        place = self._progress.place()
+        place = self._progress.end_record()
         return _Pending(record.name, record.length, self._status(record), evidence, source, place, original)
 
     def _status(self, record: SequenceRecord) -> Status | None:

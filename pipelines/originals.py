@@ -65,6 +65,10 @@ class Original:
         if self._file is not None:
             self._file.close()
 
+    def __del__(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
 
 class Originals:
     """Collects the text of the record that is being read, and counts what waits."""

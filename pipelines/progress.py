@@ -23,6 +23,8 @@ class Progress:
         self._sizes = [_size(path) for path in paths]
         self._all = None if None in self._sizes else sum(size or 0 for size in self._sizes)
         self._before = 0  # bytes of the files before this one
+        self._start = 0  # where the record that is being read begins
+        self._part = 0.0  # how much of what was read of it has been cut into windows
         self._finished = 0  # up to the last record whose row is certain
         self._windows = 0  # of the records before it
         self._done = 0.0
@@ -30,13 +32,23 @@ class Progress:
 
     def open(self, number: int) -> Position:
         """Begin the file of this number; what is returned is to be told how far its reading has come."""
-        self._before = sum(size or 0 for size in self._sizes[:number])
+        self._before = self._start = sum(size or 0 for size in self._sizes[:number])
         self._position = Position()
         return self._position
 
-    def place(self) -> int:
-        """Return how many bytes have been read, those of earlier files included."""
-        return self._before + self._position.bytes
+    def cut(self, letters: int, read: int) -> None:
+        """Note that of the letters that were read of this record so many have been cut into windows."""
+        self._part = letters / read
+
+    def end_record(self) -> int:
+        """Note that the record was read to its end, and return where that is, the bytes of earlier files included."""
+        self._start, self._part = self._before + self._position.bytes, 0.0
+        return self._start
+
+    @property
+    def place(self) -> float:
+        """Up to where, in bytes, the input has been cut into windows."""
+        return self._start + max(0, self._before + self._position.bytes - self._start) * self._part
 
     def finish(self, place: int, windows: int) -> None:
         """Note that the next record in order is done, which ends at `place` and had so many windows."""
@@ -58,7 +70,7 @@ class Progress:
             return None
         waiting, through = added - self._windows, windows - self._windows
         if waiting > 0 and through > 0:
-            bytes_done = self._finished + (self.place() - self._finished) * through / waiting
+            bytes_done = self._finished + (self.place - self._finished) * through / waiting
         else:
             bytes_done = self._finished
         self._done = max(self._done, min(1.0, bytes_done / self._all))
