@@ -118,10 +118,10 @@
     const pen = canvas.getContext("2d");
     starts.forEach((start, i) => {
       if (labels[i] < 0) return;
-      const x = start / row[LENGTH] * canvas.width;
+      const x = Math.floor(start / row[LENGTH] * canvas.width), end = Math.floor(ends[i] / row[LENGTH] * canvas.width);
       pen.globalAlpha = 0.25 + 0.75 * Math.max(0, Math.min(1, (shares[i] - 20) / 80));
       pen.fillStyle = colours[labels[i]];
-      pen.fillRect(Math.floor(x), 0, Math.max(1, Math.ceil(ends[i] / row[LENGTH] * canvas.width) - Math.floor(x)), canvas.height);
+      pen.fillRect(x, 0, Math.max(1, end - x), canvas.height);
     });
     canvas.onmousemove = (event) => {
       const at = event.offsetX / width * row[LENGTH];
