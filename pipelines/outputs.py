@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from mamba_seq.config import ModelConfig
+from mamba_seq.pipelines.compressed import Sink
 from mamba_seq.pipelines.kraken import Kraken, Kreport
 from mamba_seq.pipelines.multiqc import MultiQC
 from mamba_seq.pipelines.originals import OriginalsWriter
@@ -12,6 +13,9 @@ from mamba_seq.pipelines.report import About, Report
 from mamba_seq.pipelines.rows import JsonLines, Row, Tsv, Writer
 from mamba_seq.pipelines.taxonomy import Taxonomy
 from mamba_seq.pipelines.windows_bed import WindowsBed
+
+GATHERED = 1 << 16
+"""Bytes that are written at once."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,16 +107,35 @@ def write_outputs(rows: Iterable[Row], targets: Sequence[str], writers: Sequence
         DataError: from the rows, or for what cannot be written into one file.
     """
     with open_outputs(targets) as sinks:
-        pairs = list(zip(writers, sinks, strict=True))
-        for writer, sink in pairs:
-            for piece in writer.head():
-                sink.write(piece)
+        pairs = [(writer, _Gathered(sink)) for writer, sink in zip(writers, sinks, strict=True)]
+        for writer, gathered in pairs:
+            gathered.take(writer.head())
         for row in rows:
-            for writer, sink in pairs:
-                for piece in writer.row(row):
-                    sink.write(piece)
+            for writer, gathered in pairs:
+                gathered.take(writer.row(row))
             if row.original is not None:
                 row.original.release()
-        for writer, sink in pairs:
-            for piece in writer.tail():
-                sink.write(piece)
+        for writer, gathered in pairs:
+            gathered.take(writer.tail())
+            gathered.flush()
+
+
+class _Gathered:
+    """Gathers the pieces of many rows, for a sink has much to do at every write."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def take(self, pieces: Iterable[bytes]) -> None:
+        for piece in pieces:
+            self._pieces.append(piece)
+            self._size += len(piece)
+            if self._size >= GATHERED:
+                self.flush()
+
+    def flush(self) -> None:
+        self._sink.write(b"".join(self._pieces))
+        self._pieces.clear()
+        self._size = 0
