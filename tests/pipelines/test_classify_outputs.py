@@ -216,3 +216,19 @@ def test_multiqc_has_a_sample_for_each_file(run: Any, tmp_path: Path) -> None:
 def test_sample_names() -> None:
     paths = ["a/x.fasta.gz", "b/y.fq", "-", "z.tar", "c/x.fa", ".fa", "b/y.fq"]
     assert samples(paths) == ["a/x.fasta.gz", "b/y.fq", "standard input", "z.tar", "c/x.fa", ".fa", "b/y.fq (2)"]
+
+
+@pytest.mark.skipif(shutil.which("multiqc") is None, reason="MultiQC is not installed")
+def test_multiqc_reads_summary_and_report(run: Any, tmp_path: Path) -> None:
+    found = tmp_path / "found"
+    found.mkdir()
+    summary, kreport = found / "x_mqc.json", found / "sample.kreport.txt"
+    rows = run("classify", GOLDEN / "mixed.fa", GOLDEN / "reads.fq", "--multiqc", summary, "--kreport", kreport).rows
+    command = ["multiqc", "--outdir", str(tmp_path / "out"), "--no-version-check", str(found)]
+    subprocess.run(command, capture_output=True, check=True, timeout=100)
+    tables = tmp_path / "out" / "multiqc_data"
+    head, *lines = (tables / "multiqc_mamba_seq_classify_plot.txt").read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines] == ["mixed", "reads"]
+    counts = [dict(zip(head.split("\t"), line.split("\t"), strict=True)) for line in lines]
+    assert sum(int(float(each["class gamma"])) for each in counts) == sum(row[2] == "gamma" for row in rows)
+    assert "Alphabeta alpha" in (tables / "multiqc_kraken.txt").read_text()
