@@ -14,7 +14,7 @@ from mamba_seq.pipelines.rows import Row
 PIECE: Final = 1 << 20
 LONGEST_IN_MEMORY = 1 << 20
 """Bytes of a record from which on it waits in a temporary file."""
-MOST_IN_MEMORY = 1 << 26
+MOST_IN_MEMORY = 1 << 24
 MOST_FILES = 64
 
 
