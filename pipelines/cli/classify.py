@@ -97,7 +97,8 @@ def classify(
     import logging
 
     from mamba_seq.pipelines import models
-    from mamba_seq.pipelines.classify import Classifier, Options, check_inputs, megabases
+    from mamba_seq.pipelines.classify import Classifier, Options, megabases
+    from mamba_seq.pipelines.inputs import check_inputs
     from mamba_seq.pipelines.output import check_outputs
     from mamba_seq.pipelines.outputs import Outputs, write_outputs
     from mamba_seq.pipelines.report import About
