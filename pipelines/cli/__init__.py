@@ -13,6 +13,7 @@ from mamba_seq.pipelines.cli._shell import LazyGroup, Settings
 SUBCOMMANDS = {
     "classify": "mamba_seq.pipelines.cli.classify:classify",
     "evaluate": "mamba_seq.pipelines.cli.evaluate:evaluate",
+    "calibrate": "mamba_seq.pipelines.cli.calibrate:calibrate",
     "train": "mamba_seq.pipelines.cli.train:train",
     "zoo": "mamba_seq.pipelines.cli.zoo:zoo",
     "convert": "mamba_seq.pipelines.cli.convert:convert",
