@@ -16,6 +16,7 @@ from mamba_seq.block import Mamba, MambaState
 from mamba_seq.cache_chunks import chunk_length
 from mamba_seq.config import MambaConfig
 from mamba_seq.inner import Keep
+from mamba_seq.normed import normed
 from mamba_seq.padding import at_least_float32, check_layout
 
 BackboneState = list[MambaState]
@@ -108,7 +109,7 @@ class Backbone(nn.Module):
             else:
                 residual, after = self._run(*arguments)
             new_state += after
-        out = self.norm(residual.to(self.norm.weight.dtype))
+        out = normed(residual, self.norm)
         return (out, new_state) if return_state else out
 
     def _in_segments(
@@ -147,8 +148,8 @@ class Backbone(nn.Module):
                 )
                 carried = after if carries else None
             new_state += after
-        normed = [checkpoint(self._normalise, piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
-        out = normed[0] if len(normed) == 1 else torch.cat(normed, dim=1)
+        outs = [checkpoint(normed, piece, self.norm, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
+        out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
         return (out, new_state) if return_state else out
 
     def _in_chunks(
@@ -218,10 +219,6 @@ class Backbone(nn.Module):
             return "autograd"
         return "everything" if self.recompute == "segments" or self._checkpoints() else "little"
 
-    def _normalise(self, residual: Tensor) -> Tensor:
-        out: Tensor = self.norm(residual.to(self.norm.weight.dtype))
-        return out
-
     def _group_size(self) -> int:
         """Return how many blocks run at once: those between two checkpoints, or all."""
         return int(self.gradient_checkpointing) if self._checkpoints() else len(self.layers)
@@ -261,7 +258,8 @@ class ResidualBlock(nn.Module):
         keep: Keep = "auto",
     ) -> Tensor | tuple[Tensor, MambaState]:
         """Take and return the residual stream (B, L, d_model), and the block's state if asked for."""
-        out: Any = self.mixer.forward_normed(residual, self.norm, mask, state, return_state, cu_seqlens, keep)
+        out: Any
+        residual, out = self.mixer.forward_normed(residual, self.norm, mask, state, return_state, cu_seqlens, keep)
         if return_state:
             return residual + self.dropout(out[0]), out[1]
         return residual + self.dropout(out)

@@ -9,11 +9,10 @@ them as a partial sum: added up in a fixed order, the same bits at every run.
 """
 
 import torch
-import triton
 from torch import Tensor
 
 from mamba_seq.kernels._dispatch import multiprocessor_count
-from mamba_seq.kernels._launch import Launcher
+from mamba_seq.kernels._launch import Launcher, ceil_div
 from mamba_seq.kernels.norm import _triton_kernels
 
 TILE = 2048  # elements: 16 a lane of four warps, two or four loads of 16 bytes
@@ -41,7 +40,7 @@ def forward(
     block, tile, warps = shape_of_tile(features)
     with torch.cuda.device_of(x):
         NORM(
-            (triton.cdiv(rows, tile),),
+            (ceil_div(rows, tile),),
             y, total, x, None if residual is None else residual.contiguous(), weight, bias, rows,
             FEATURES=features, EPS=eps, CENTRED=centred, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
             BLOCK_R=tile, BLOCK_F=block, num_warps=warps,
@@ -67,7 +66,7 @@ def backward(
     features = total.shape[-1]
     rows = total.numel() // features
     block, tile, warps = shape_of_tile(features)
-    programs = min(triton.cdiv(rows, tile), multiprocessor_count(total.device) * max(1, WARPS // warps))
+    programs = min(ceil_div(rows, tile), multiprocessor_count(total.device) * max(1, WARPS // warps))
     sums = 1 if bias is None else 2
     partials = total.new_empty((programs, sums, features), dtype=torch.float32)
     with torch.cuda.device_of(total):
@@ -84,5 +83,5 @@ def backward(
 
 def shape_of_tile(features: int) -> tuple[int, int, int]:
     """Return the width of a row's block, the rows of a tile, and the warps for one."""
-    block = triton.next_power_of_2(features)
+    block = 1 << (features - 1).bit_length()
     return block, max(1, TILE // block), max(4, block // 512)

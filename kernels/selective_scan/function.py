@@ -13,6 +13,10 @@ A backend module (`cpu`, `triton`) offers functions without autograd:
     outputs_again(saved, u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> y once more, from the kept states; and
     can_repeat(u, A, B, C, cu_seqlens) -> whether that is to be preferred to keeping y. A module may lack both
 
+A module with `WRITES_INTO = True` also takes `forward(..., sparse=True)`, to keep states far apart even where they are
+few, and `backward(..., dz=, y=)`: the gradient of z is written to dz (B, L, D), whose rows may lie apart, and, where
+states were kept sparsely, y of the forward pass to y (B, L, D), made again on the way.
+
 `cu_seqlens` is given only where sequences are packed.
 
 Only inputs and the states at chunk starts are kept: everything else is recomputed in the backward pass (Mamba, section
@@ -43,8 +47,12 @@ def run(
     cu_seqlens: Tensor | None,
     backend: str,
     keep: bool,
+    sparse: bool = False,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Run a scan on a compiled backend: y, the final state, and what is kept for the backward pass."""
+    """Run a scan on a compiled backend: y, the final state, and what is kept for the backward pass.
+
+    `sparse` only where `writes_into`.
+    """
     y, final_state, kept = implementation("selective_scan", backend).forward(
         u,
         delta,
@@ -58,6 +66,7 @@ def run(
         initial_state,
         keep_for_backward=keep,
         **_packed(cu_seqlens),
+        **({"sparse": True} if sparse else {}),
     )
     return y, final_state, list(kept)
 
@@ -78,8 +87,14 @@ def run_backward(
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
     backend: str,
+    dz: Tensor | None = None,
+    y: Tensor | None = None,
 ) -> list[Tensor]:
-    """Return the gradients of the tensors that `run` was given, in order, none for those that were None."""
+    """Return the gradients of the tensors that `run` was given, in order, none for those that were None.
+
+    Where `writes_into`, that of z is written to `dz`, and y of a `sparse` run to `y`, if given.
+    """
+    places = {name: place for name, place in (("dz", dz), ("y", y)) if place is not None}
     du, ddelta, dA, dB, dC, *others = implementation("selective_scan", backend).backward(
         dy,
         dfinal_state,
@@ -95,8 +110,14 @@ def run_backward(
         delta_softplus,
         initial_state,
         **_packed(cu_seqlens),
+        **places,
     )
     return [du, ddelta, dA, dB.view(B.shape), dC.view(C.shape), *(g for g in others if g is not None)]
+
+
+def writes_into(backend: str) -> bool:
+    """Tell whether a backend keeps states sparsely when told, and writes dz and y where they are wanted."""
+    return bool(getattr(implementation("selective_scan", backend), "WRITES_INTO", False))
 
 
 def can_repeat(u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None, backend: str) -> bool:
