@@ -326,13 +326,13 @@ def select(
     """Return raw delta (B, L, D), or None, and B and C (B, L, N) from x_proj's output (B L, P); shape is delta's."""
     rank = ops.dt_proj.shape[1]
     n_state = (projected.shape[1] - rank) // 2
-    projected = projected.view(shape[0], shape[1], -1)
-    B, C = (projected.narrow(-1, start, n_state) for start in (rank, rank + n_state))
+    wide = projected.view(shape[0], shape[1], -1)
+    B, C = (wide.narrow(-1, start, n_state) for start in (rank, rank + n_state))
     if ops.A.is_complex():
         B, C = (as_complex(p.unflatten(-1, (-1, 2))) for p in (B, C))
     if not with_delta:
         return None, B, C
-    delta = rows(projected)[:, :rank].mm(ops.dt_proj.t()).view(shape)
+    delta = projected[:, :rank].mm(ops.dt_proj.t()).view(shape)
     return delta if mask is None else delta.masked_fill_(~mask[..., None], NO_STEP), B, C
 
 
