@@ -33,5 +33,9 @@ class NotIndexable(DataError):
     """A FASTA file that random access cannot use: plain gzip, lines of unequal length, names that occur twice."""
 
 
+class BadAudio(DataError):
+    """Sound that cannot be used: a file that is none or is damaged, one without samples, or samples that are NaN."""
+
+
 class TooFewData(DataError):
     """Data that are in order but too few or too short for what was asked."""

@@ -12,7 +12,7 @@ from mamba_seq._version import __version__
 if TYPE_CHECKING:
     from mamba_seq.backbone import Backbone
     from mamba_seq.block import Mamba, MambaState
-    from mamba_seq.config import MambaConfig, ModelConfig
+    from mamba_seq.config import MambaConfig, ModelConfig, SaShiMiConfig
     from mamba_seq.errors import ModelError, UnknownModelError
     from mamba_seq.heads import (
         CTCModel,
@@ -25,10 +25,14 @@ if TYPE_CHECKING:
     )
     from mamba_seq.interop import export_hf, export_mamba_ssm
     from mamba_seq.loading import from_pretrained
+    from mamba_seq.sashimi import SaShiMi, SaShiMiState
 
 _HOME = {
     "MambaConfig": "config",
     "ModelConfig": "config",
+    "SaShiMiConfig": "config",
+    "SaShiMi": "sashimi",
+    "SaShiMiState": "sashimi",
     "Mamba": "block",
     "MambaState": "block",
     "Backbone": "backbone",
@@ -56,6 +60,9 @@ __all__ = [
     "ModelConfig",
     "ModelError",
     "MultiLabelClassifier",
+    "SaShiMi",
+    "SaShiMiConfig",
+    "SaShiMiState",
     "SequenceClassifier",
     "SequenceRegressor",
     "TokenClassifier",

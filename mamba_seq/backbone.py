@@ -15,9 +15,11 @@ from torch.utils.checkpoint import checkpoint
 from mamba_seq.block import Mamba, MambaState
 from mamba_seq.cache_chunks import chunk_length
 from mamba_seq.config import MambaConfig
+from mamba_seq.fused_step import fused_step
 from mamba_seq.inner import Keep
 from mamba_seq.normed import normed
 from mamba_seq.padding import at_least_float32, check_layout
+from mamba_seq.s4 import S4Layer
 
 BackboneState = list[MambaState]
 """One state a block, first block first."""
@@ -170,6 +172,9 @@ class Backbone(nn.Module):
         """Advance every block one position, changing `state` in place; (B, d_model) to (B, d_model), no gradient."""
         self._check_state(state)
         residual = self._residual(hidden)
+        fused = fused_step(self, residual, state)
+        if fused is not None:
+            return fused
         for block, block_state in zip(self.blocks, state, strict=True):
             residual = block.step(residual, block_state)
         out: Tensor = self.norm(residual.to(self.norm.weight.dtype))
@@ -240,12 +245,12 @@ class Backbone(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """residual + dropout(Mamba(norm(residual)))."""
+    """residual + dropout(mixer(norm(residual))), the mixer being a Mamba block, or another layer of its form."""
 
-    def __init__(self, config: MambaConfig) -> None:
+    def __init__(self, config: MambaConfig, mixer: Mamba | S4Layer | None = None) -> None:
         super().__init__()
         self.norm = make_norm(config)
-        self.mixer = Mamba(config)
+        self.mixer = Mamba(config) if mixer is None else mixer
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -259,7 +264,10 @@ class ResidualBlock(nn.Module):
     ) -> Tensor | tuple[Tensor, MambaState]:
         """Take and return the residual stream (B, L, d_model), and the block's state if asked for."""
         out: Any
-        residual, out = self.mixer.forward_normed(residual, self.norm, mask, state, return_state, cu_seqlens, keep)
+        if isinstance(self.mixer, Mamba):
+            residual, out = self.mixer.forward_normed(residual, self.norm, mask, state, return_state, cu_seqlens, keep)
+        else:
+            out = self.mixer(normed(residual, self.norm), mask, state, return_state, cu_seqlens)
         if return_state:
             return residual + self.dropout(out[0]), out[1]
         return residual + self.dropout(out)

@@ -16,7 +16,7 @@ rounding: the whole sequence, chunk after chunk with the state carried, and `ste
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +52,29 @@ class MambaState(NamedTuple):
     """Of a time-invariant block, the `step_parameters` of its weights at the time: they take longer than a step."""
 
 
-class Mamba(nn.Module):
+class RecurrentLayer(nn.Module):
+    """What layers with a recurrence share: its parameters stay float32 under `.to(bfloat16)` and `.half()`."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast the layer, keeping what the scan takes in float32 so under `.to(bfloat16)` and `.half()`.
+
+        In 16 bits the decay exp(delta A) of a long memory rounds to 1 or away from it (state-spaces/mamba README,
+        Precision).
+        """
+        own = [p for name, p in self.named_parameters(recurse=False) if name in FLOAT32_PARAMETERS]
+        kept = [tensor for p in own for tensor in (p, p.grad) if tensor is not None]
+
+        def keep_float32(tensor: Tensor) -> Tensor:
+            applied = fn(tensor)
+            if applied.dtype in (torch.bfloat16, torch.float16) and any(tensor is k for k in kept):
+                return tensor.to(applied.device, torch.float32)
+            return applied
+
+        super()._apply(keep_float32, recurse)
+        return self
+
+
+class Mamba(RecurrentLayer):
     """One Mamba block, without the residual and the normalisation around it."""
 
     def __init__(self, config: MambaConfig) -> None:
@@ -318,24 +340,6 @@ class Mamba(nn.Module):
             return None
         delta, A, B, _, _ = self._time_invariant()
         return step_parameters(delta, A, B, "zoh")
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Mamba":
-        """Move or cast the block, keeping what the scan takes in float32 so under `.to(bfloat16)` and `.half()`.
-
-        In 16 bits the decay exp(delta A) of a long memory rounds to 1 or away from it (state-spaces/mamba README,
-        Precision).
-        """
-        own = [p for name, p in self.named_parameters(recurse=False) if name in FLOAT32_PARAMETERS]
-        kept = [tensor for p in own for tensor in (p, p.grad) if tensor is not None]
-
-        def keep_float32(tensor: Tensor) -> Tensor:
-            applied = fn(tensor)
-            if applied.dtype in (torch.bfloat16, torch.float16) and any(tensor is k for k in kept):
-                return tensor.to(applied.device, torch.float32)
-            return applied
-
-        super()._apply(keep_float32, recurse)
-        return self
 
 
 def inverse_softplus(x: Tensor) -> Tensor:

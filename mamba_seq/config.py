@@ -8,11 +8,14 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args
 
 from mamba_seq._version import __version__
+from mamba_seq.block_config import SSM_KINDS, BlockConfig, SSMKind, check_kind, check_types
 from mamba_seq.errors import ModelError
+from mamba_seq.sashimi_config import SaShiMiConfig
+
+__all__ = ["SSM_KINDS", "TASKS", "BackboneConfig", "MambaConfig", "ModelConfig", "SSMKind", "SaShiMiConfig", "Task"]
 
 Task = Literal[
     "sequence-classification",
@@ -24,14 +27,12 @@ Task = Literal[
     "language-model",
 ]
 TASKS: tuple[Task, ...] = get_args(Task)
-SSMKind = Literal["selective", "complex", "time-invariant", "time-invariant-real"]
-SSM_KINDS: tuple[SSMKind, ...] = get_args(SSMKind)
 _FEWEST_LABELS = {"sequence-classification": 2, "token-classification": 2, "language-model": 0}
 """How many labels a task needs; the others need 1."""
 
 
 @dataclasses.dataclass(kw_only=True)
-class MambaConfig:
+class MambaConfig(BlockConfig):
     """Sizes and initialisation of a stack of Mamba blocks (arXiv 2312.00752, sections 3.4 to 3.6)."""
 
     d_model: int
@@ -42,51 +43,13 @@ class MambaConfig:
     """The recurrence of every block: "selective", Mamba's, real; "complex", the same with complex states (section 3.6);
     "time-invariant", S4D with complex states, whose step size, B and C do not depend on the input (arXiv 2206.11893);
     "time-invariant-real", the same with real states."""
-    d_state: int = 16
-    """State size N of every channel; a complex state stands for itself and its conjugate, and counts once."""
-    d_conv: int = 4
-    """Taps K of the causal convolution."""
-    expand: int = 2
-    """The scan has D = expand * d_model channels."""
-    dt_rank: int | None = None
-    """Rank of the projection that makes delta; None takes ceil(d_model / 16)."""
-    dt_min: float = 0.001
-    """Smallest initial step size after softplus."""
-    dt_max: float = 0.1
-    """Largest initial step size after softplus."""
-    bias: bool = False
-    """Give the input and output projections a bias."""
-    conv_bias: bool = True
-    """Give the convolution a bias."""
-    norm: Literal["rms", "layer"] = "rms"
-    """Normalisation in front of every block."""
-    norm_eps: float = 1e-5
-    """Added to the variance in the normalisation."""
-    dropout: float = 0.0
-    """Part of what a block adds to the residual stream that is dropped in training; the paper uses none."""
-    residual_in_fp32: bool = True
-    """Keep the residual stream in float32 where the blocks compute in 16 bits, by their weights or under autocast; if
-    not, it is in the type they compute in, and takes half the memory."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        for name in ("d_model", "n_layer", "d_state", "expand"):
+        super().__post_init__()
+        for name in ("d_model", "n_layer"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.d_conv < 2:
-            raise ValueError(f"d_conv is {self.d_conv}, expected at least 2 taps")
-        if self.dt_rank is not None and self.dt_rank < 1:
-            raise ValueError(f"dt_rank is {self.dt_rank}, expected at least 1, or none for d_model / 16")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}, expected 0 or more, below 1")
-        if not 0 < self.dt_min <= self.dt_max:
-            raise ValueError(f"dt_min is {self.dt_min} and dt_max {self.dt_max}, expected 0 < dt_min <= dt_max")
-        if self.ssm not in SSM_KINDS:
-            raise ValueError(f"ssm is {self.ssm!r}, expected one of {', '.join(map(repr, SSM_KINDS))}")
-        if self.norm not in ("rms", "layer"):
-            raise ValueError(f"norm is {self.norm!r}, expected 'rms' or 'layer'")
-        if not self.norm_eps > 0:
-            raise ValueError(f"norm_eps is {self.norm_eps}, expected above 0")
+        check_kind(self.ssm)
 
     @property
     def is_selective(self) -> bool:
@@ -109,39 +72,50 @@ class MambaConfig:
         return self.dt_rank if self.dt_rank is not None else math.ceil(self.d_model / 16)
 
 
+BackboneConfig = MambaConfig | SaShiMiConfig
+
+
 @dataclasses.dataclass(kw_only=True)
 class ModelConfig:
     """A whole model: the backbone, its input, its task, and the names of its outputs."""
 
     task: Task
     """What the head does; `mamba_seq.heads` has the models."""
-    backbone: MambaConfig
-    """The stack of blocks."""
+    backbone: BackboneConfig
+    """The stack of blocks, or the U-Net of them."""
     vocab_size: int | None = None
     """Number of input tokens V; None when the input is numbers."""
     input_features: int | None = None
     """Numbers F at every position of a series, which a linear map embeds; None when the input is tokens."""
     alphabet: str | None = None
     """Name of the alphabet that turns text into tokens, such as "dna"; None when the caller brings tokens."""
+    codec: str | None = None
+    """Name of the codec that turns sound into tokens, such as "mu-law-8bit-minmax"; None when the input is no sound."""
+    sample_rate: int | None = None
+    """Samples of sound a second; None when the input is no sound."""
     labels: list[str] = dataclasses.field(default_factory=list)
-    """Names of the classes, targets or, for CTC, symbols, in the order of the outputs (CTC has the blank before them).
-    """
+    """Names of the classes, targets or, for CTC, symbols, in the order of the outputs (CTC has the blank before them);
+    for a language model, of the classes that it can be asked for, if there are any."""
     context: int | None = None
     """Length of the sequences the model was trained on, in tokens."""
     pooling: Literal["mean", "last", "max"] = "mean"
     """How a model with outputs for whole sequences turns the positions of one into one vector."""
+    embedding: Literal["learned", "sinusoidal"] = "learned"
+    """How tokens become vectors: each has its own, or, for levels of a quantity, a linear map of waves makes them."""
     tie_embeddings: bool = True
     """A language model's embedding is also its output matrix; if not, that is a matrix of its own."""
     mamba_seq_version: str = __version__
     """The version that wrote the model."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         if self.task not in TASKS:
             raise ValueError(f"task is {self.task!r}, expected one of {', '.join(TASKS)}")
         if self.pooling not in ("mean", "last", "max"):
             raise ValueError(f"pooling is {self.pooling!r}, expected 'mean', 'last' or 'max'")
-        for name in ("vocab_size", "input_features", "context"):
+        if self.embedding not in ("learned", "sinusoidal"):
+            raise ValueError(f"embedding is {self.embedding!r}, expected 'learned' or 'sinusoidal'")
+        for name in ("vocab_size", "input_features", "context", "sample_rate"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1, or none")
@@ -150,6 +124,11 @@ class ModelConfig:
                 f"vocab_size is {self.vocab_size} and input_features {self.input_features}, expected one of them: "
                 "the input is tokens or numbers"
             )
+        if (self.codec is None) != (self.sample_rate is None):
+            raise ValueError(
+                f"codec is {self.codec!r} and sample_rate {self.sample_rate}, expected both, or none: a model of sound "
+                "needs the two to read and to write it"
+            )
         if self.task == "language-model" and self.vocab_size is None:
             raise ValueError("vocab_size is None, expected the number of tokens: a language model has no other input")
         fewest = _FEWEST_LABELS.get(self.task, 1)
@@ -157,6 +136,13 @@ class ModelConfig:
             raise ValueError(f"labels has {len(self.labels)} names, expected at least {fewest} for {self.task}")
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels has a name twice: {self.labels}")
+        if self.embedding == "sinusoidal" and (
+            self.vocab_size is None or (self.task == "language-model" and self.tie_embeddings)
+        ):
+            raise ValueError(
+                "embedding is 'sinusoidal', expected 'learned': the input is numbers, or tie_embeddings is true, and "
+                "only a learned embedding is an output matrix too"
+            )
         if self.task != "language-model" and not self.tie_embeddings:
             raise ValueError(
                 f"tie_embeddings is false, expected true for {self.task}: only a language model has an output matrix "
@@ -182,31 +168,14 @@ class ModelConfig:
             raise ModelError(
                 f"{path} is not a mamba-seq config: expected an object with 'task', 'backbone', 'vocab_size'"
             )
-        backbone = _known_fields(MambaConfig, fields.pop("backbone"), path)
+        backbone = fields.pop("backbone")
+        # a stack of blocks has no such field: it was there before there was anything to tell it from
+        kind: type[BackboneConfig] = SaShiMiConfig if "architecture" in backbone else MambaConfig
+        backbone = _known_fields(kind, backbone, path)
         try:
-            return cls(backbone=MambaConfig(**backbone), **_known_fields(cls, fields, path))
+            return cls(backbone=kind(**backbone), **_known_fields(cls, fields, path))
         except (TypeError, ValueError) as error:
             raise ModelError(f"{path} does not describe a model: {error}") from error
-
-
-def _check_types(config: Any) -> None:
-    """Refuse fields of another type: JSON has numbers in quotes and 8.0 where a layer wants 8."""
-    for name, hint in get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if get_origin(hint) is Literal:
-            continue  # compared with the allowed values by the config itself
-        kinds = get_args(hint) if get_origin(hint) is UnionType else (hint,)
-        plain = tuple(get_origin(kind) or kind for kind in kinds)
-        if float in plain:
-            plain += (int,)
-        right = isinstance(value, plain) and (not isinstance(value, bool) or bool in plain)
-        if right and isinstance(value, list):
-            right = all(isinstance(item, str) for item in value)
-        if not right:
-            expected = " or ".join(
-                "none" if kind is NoneType else getattr(kind, "__name__", str(kind)) for kind in kinds
-            )
-            raise ValueError(f"{name} is {value!r}, expected {expected}")
 
 
 def _known_fields(config: type, fields: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -178,8 +178,8 @@ class Inside(torch.autograd.Function):
             delta, B, C = select(projected, u.shape, ops, layout.mask)
             if layout.given:
                 check_selective_scan(u, delta, ops.A, B, C, ops.D, z, ops.dt_bias, layout.ssm_state, layout.cu_seqlens)
-            again = keep != "everything" and scan.can_repeat(u, ops.A, B, C, layout.cu_seqlens, backend)
-            sparse = keep == "little" and (again or u.numel() >= SPARSE_FROM) and scan.writes_into(backend)
+            sparse = keep == "little" and u.numel() >= SPARSE_FROM and scan.writes_into(backend)
+            again = keep != "everything" and scan.can_repeat(u, ops.A, B, C, layout.cu_seqlens, backend, sparse)
             recurrence = (ops.D, z, ops.dt_bias, True, layout.ssm_state, layout.cu_seqlens)
             y, ssm_state, states = scan.run(u, delta, ops.A, B, C, *recurrence, backend, keep=True, sparse=sparse)
             out = product(rows(y), ops.out_proj, ops.out_bias).view(*u.shape[:2], -1)
@@ -187,10 +187,10 @@ class Inside(torch.autograd.Function):
             if return_state:
                 taps = ops.conv_weight.shape[1]
                 conv_state = last_inputs(x, taps, layout.conv_state, layout.mask, layout.cu_seqlens)
-        ctx.backend, ctx.sparse = backend, sparse
+        ctx.backend = backend
         ctx.types = [None if w is None else w.dtype for w in weights]
         kept = (u, delta) if keep == "everything" else (None, None)
-        ctx.save_for_backward(xz, projected, *kept, None if again or sparse else y, *ops, *layout, *states)
+        ctx.save_for_backward(xz, projected, *kept, None if again else y, *ops, *layout, *states)
         ctx.set_materialize_grads(False)
         return out, conv_state, ssm_state
 
@@ -213,7 +213,6 @@ class Inside(torch.autograd.Function):
                 layout,
                 Weights(*ctx.needs_input_grad[1:11]),
                 ctx.backend,
-                ctx.sparse,
             )
             typed = [None if g is None else g.to(t) for g, t in zip(gradients, ctx.types, strict=True)]
         return dxz, *typed, None, None, dconv, dssm, None, None
@@ -229,7 +228,6 @@ def differentiate(
     layout: Layout,
     wanted: Any,
     backend: str,
-    sparse: bool,
 ) -> tuple[tuple[Tensor | None, ...], Tensor, Tensor | None, Tensor | None]:
     """Go back through the inside, from the gradients of its results; u, delta and y are made again unless kept.
 
@@ -250,10 +248,8 @@ def differentiate(
     else:
         dout = rows(dout).to(dtype)
         dy = dout.mm(ops.out_proj).view(u.shape)
-        if wanted.out_proj and y is None and sparse:
+        if wanted.out_proj and y is None:
             y = y_here = torch.empty_like(u)
-        elif wanted.out_proj and y is None:
-            y = scan.repeat(states, u, delta, ops.A, B, C, *recurrence, backend)
     dxz = xz.new_empty(xz.shape)
     dx, dz = dxz[..., :width], dxz[..., width:]
     place = dz if scan.writes_into(backend) else None

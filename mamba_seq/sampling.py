@@ -37,7 +37,17 @@ def sample(
     # the maximum goes first: a small temperature must not make infinities
     scaled = (logits.float() - logits.float().amax(dim=-1, keepdim=True)) / temperature
     kept = keep_likely(scaled, top_k, top_p)
-    return torch.multinomial(kept.softmax(dim=-1), 1, generator=generator)[:, 0]
+    return draw(kept.softmax(dim=-1), generator)
+
+
+def draw(probabilities: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw one token (B,) of each row of probabilities (B, V), without a look at them from the host.
+
+    The largest of p / e, with e exponential, is token i with probability p_i. torch.multinomial draws in the same way,
+    but waits for the GPU to check its argument.
+    """
+    noise = torch.empty_like(probabilities).exponential_(generator=generator)
+    return (probabilities / noise).argmax(dim=-1)
 
 
 def keep_likely(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:

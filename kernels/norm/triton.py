@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mamba_seq.kernels._dispatch import multiprocessor_count
-from mamba_seq.kernels._launch import Launcher, ceil_div
+from mamba_seq.kernels._launch import Launcher, cdiv
 from mamba_seq.kernels.norm import _triton_kernels
 
 TILE = 2048  # elements: 16 a lane of four warps, two or four loads of 16 bytes
@@ -40,7 +40,7 @@ def forward(
     block, tile, warps = shape_of_tile(features)
     with torch.cuda.device_of(x):
         NORM(
-            (ceil_div(rows, tile),),
+            (cdiv(rows, tile),),
             y, total, x, None if residual is None else residual.contiguous(), weight, bias, rows,
             FEATURES=features, EPS=eps, CENTRED=centred, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None,
             BLOCK_R=tile, BLOCK_F=block, num_warps=warps,
@@ -66,7 +66,7 @@ def backward(
     features = total.shape[-1]
     rows = total.numel() // features
     block, tile, warps = shape_of_tile(features)
-    programs = min(ceil_div(rows, tile), multiprocessor_count(total.device) * max(1, WARPS // warps))
+    programs = min(cdiv(rows, tile), multiprocessor_count(total.device) * max(1, WARPS // warps))
     sums = 1 if bias is None else 2
     partials = total.new_empty((programs, sums, features), dtype=torch.float32)
     with torch.cuda.device_of(total):

@@ -23,8 +23,10 @@ from triton.experimental.gluon import language as gl
 from mamba_seq.kernels.selective_scan._gluon_tiles import (
     LOG2E,
     SIZES,
+    exchange,
     exp2,
     fill,
+    lanes_layout,
     load_layout,
     locate,
     new_tile,
@@ -32,6 +34,7 @@ from mamba_seq.kernels.selective_scan._gluon_tiles import (
     softplus,
     softplus_and_slope,
     state_layout,
+    sum_over_states,
 )
 
 LN2 = gl.constexpr(0.6931471805599453)
@@ -176,6 +179,8 @@ def gradients(
     C_batch,
     C_row,
     C_group,
+    dz_batch,
+    dz_row,
     batches,
     length,
     channels,
@@ -197,6 +202,8 @@ def gradients(
     gl.static_assert(num_warps == 1)
     GROUP: gl.constexpr = STEPS
     GROUPS: gl.constexpr = T // GROUP
+    LN: gl.constexpr = N // SN
+    FINISHED: gl.constexpr = min(LN, 2)  # steps that the lanes of a channel finish at a time
     tile: gl.constexpr = state_layout(N, SD, SN, num_warps)
     over_d: gl.constexpr = gl.SliceLayout(1, tile)
     over_n: gl.constexpr = gl.SliceLayout(0, tile)
@@ -211,11 +218,16 @@ def gradients(
     d_inside = d < channels
     inside = d_inside[:, None]
     a2 = gl.load(A + state_at, mask=inside, other=0.0) * LOG2E
-    skip = gl.load(D + d, mask=d_inside, other=0.0)
     carry = gl.load(adjoints + ((c + 1) * batches + batch) * channels * N + state_at, mask=inside, other=0.0)
     dA_sum = gl.zeros([BLOCK_D, N], gl.float32, layout=tile)
-    dD_sum = gl.zeros([BLOCK_D], gl.float32, layout=over_d)
-    dbias_sum = gl.zeros([BLOCK_D], gl.float32, layout=over_d)
+
+    by_lane: gl.constexpr = lanes_layout(N, SD, SN)
+    lane = gl.arange(0, LN, layout=gl.SliceLayout(0, by_lane))[None, :]  # of those that share a channel
+    d_lane = block * BLOCK_D + gl.arange(0, BLOCK_D, layout=gl.SliceLayout(1, by_lane))[:, None]
+    mine = (d_lane < channels) & (lane < FINISHED)
+    skip = gl.load(D + d_lane, mask=d_lane < channels, other=0.0)
+    dD_sum = gl.zeros([BLOCK_D, LN], gl.float32, layout=by_lane)
+    dbias_sum = gl.zeros([BLOCK_D, LN], gl.float32, layout=by_lane)
 
     d_row = block * BLOCK_D + gl.arange(0, BLOCK_D, layout=gl.SliceLayout(0, rows))
     t_row = gl.arange(0, T, layout=gl.SliceLayout(1, rows))
@@ -226,7 +238,7 @@ def gradients(
     group = block * BLOCK_D // width
 
     dt_tile = new_tile(T, BLOCK_D)
-    x_tile = new_tile(T, BLOCK_D)
+    x_tile = new_tile(T, BLOCK_D, u.dtype.element_ty)  # as it came: room for one more warp
     g_tile = new_tile(T, BLOCK_D)
     B_tile = new_tile(T, N)
     C_tile = new_tile(T, N)
@@ -243,6 +255,7 @@ def gradients(
     z += batch * z_batch
     B += batch * B_batch + group * B_group
     C += batch * C_batch + group * C_group
+    dz += batch * dz_batch
     dBC += (block * batches + batch) * length * 2 * N
 
     first = start + (end - start - 1) // T * T
@@ -250,7 +263,7 @@ def gradients(
         at = first.to(gl.int64) + t_row
         here = (at < end)[:, None] & d_in[None, :]
         raw = gl.load(delta + at[:, None] * delta_row + d_row[None, :], mask=here, other=0.0)
-        x = gl.load(u + at[:, None] * u_row + d_row[None, :], mask=here, other=0.0).to(gl.float32)
+        x = gl.load(u + at[:, None] * u_row + d_row[None, :], mask=here, other=0.0)
         g = gl.load(dy + at[:, None] * dy_row + d_row[None, :], mask=here, other=0.0).to(gl.float32)
         at_pro = first.to(gl.int64) + t_pro
         here_pro = (at_pro < end)[:, None]
@@ -259,6 +272,7 @@ def gradients(
         if HAS_Z:
             gate = gl.load(z + at[:, None] * z_row + d_row[None, :], mask=here, other=0.0).to(gl.float32)
         out_tile = (batch * length + first) * channels  # the rest of an offset fits 32 bits
+        dz_tile = first.to(gl.int64) * dz_row
         kept_here = kept + (first // T * batches + batch) * channels * N + state_at
         h = gl.load(kept_here, mask=inside, other=0.0)
         gl.thread_barrier()
@@ -285,7 +299,7 @@ def gradients(
             for i in gl.static_range(GROUP):
                 t = k * GROUP + i
                 dt_now = dt_tile.index(t).load(over_d)
-                v = dt_now * x_tile.index(t).load(over_d)
+                v = dt_now * x_tile.index(t).load(over_d).to(gl.float32)
                 b = B_tile.index(t).load(over_n)
                 h = exp2(dt_now[:, None] * a2) * h + v[:, None] * b[None, :]
         gl.thread_barrier()
@@ -297,45 +311,57 @@ def gradients(
             for i in gl.static_range(GROUP):
                 t = k * GROUP + i
                 dt_now = dt_tile.index(t).load(over_d)
-                v = dt_now * x_tile.index(t).load(over_d)
+                v = dt_now * x_tile.index(t).load(over_d).to(gl.float32)
                 b = B_tile.index(t).load(over_n)
                 a = exp2(dt_now[:, None] * a2)
                 h = a * h + v[:, None] * b[None, :]
                 decays = decays + (a,)
                 states = states + (h,)
             parts = ()
+            outputs = ()
+            inputs = ()
+            exponents = ()
             for i in gl.static_range(GROUP - 1, -1, -1):
                 t = k * GROUP + i
-                here_now = d_inside & (first + t < end)
-                out_at = t * channels + d
                 dt_now = dt_tile.index(t).load(over_d)
-                x_now = x_tile.index(t).load(over_d)
+                x_now = x_tile.index(t).load(over_d).to(gl.float32)
                 g_now = g_tile.index(t).load(over_d)
                 b = B_tile.index(t).load(over_n)[None, :]
                 c_now = C_tile.index(t).load(over_n)[None, :]
                 if HAS_Z:
-                    y = gl.sum(states[i + 1] * c_now, axis=1) + skip * x_now
-                    y *= w_tile.index(t).load(over_d)
-                    gl.store(dz + out_tile + out_at, y.to(dz.dtype.element_ty), mask=here_now)
+                    outputs = (sum_over_states(states[i + 1] * c_now, SN),) + outputs
                 G = carry + g_now[:, None] * c_now
                 parts = parts + (
                     sum_in_lane(G * (dt_now * x_now)[:, None], SD),
                     sum_in_lane(states[i + 1] * g_now[:, None], SD),
                 )
-                through_input = gl.sum(G * b, axis=1)
-                gl.store(
-                    du + out_tile + out_at,
-                    (dt_now * through_input + skip * g_now).to(du.dtype.element_ty),
-                    mask=here_now,
-                )
+                inputs = (sum_over_states(G * b, SN),) + inputs
                 carry = decays[i] * G
                 d_exponent = carry * states[i]
                 dA_sum += d_exponent * dt_now[:, None]
-                d_dt = x_now * through_input + LN2 * gl.sum(d_exponent * a2, axis=1)
+                exponents = (sum_over_states(d_exponent * a2, SN),) + exponents
+            for i in gl.static_range(0, GROUP, FINISHED):
+                # a lane finishes one of the steps
+                t = k * GROUP + i
+                step = t + lane % FINISHED
+                here_now = mine & (first + step < end)
+                dt_here = for_lane(dt_tile, t, lane, over_d, by_lane, FINISHED)
+                x_here = for_lane(x_tile, t, lane, over_d, by_lane, FINISHED)
+                g_here = for_lane(g_tile, t, lane, over_d, by_lane, FINISHED)
+                through_input = sum_for_lane(inputs, i, lane, LN, FINISHED)
+                du_here = dt_here * through_input + skip * g_here
+                gl.store(du + out_tile + (step * channels + d_lane), du_here.to(du.dtype.element_ty), mask=here_now)
+                d_dt = x_here * through_input + LN2 * sum_for_lane(exponents, i, lane, LN, FINISHED)
                 if SOFTPLUS:
-                    d_dt *= s_tile.index(t).load(over_d)
-                gl.store(ddelta + out_tile + out_at, d_dt.to(ddelta.dtype.element_ty), mask=here_now)
-                dD_sum += g_now * x_now
+                    d_dt *= for_lane(s_tile, t, lane, over_d, by_lane, FINISHED)
+                gl.store(
+                    ddelta + out_tile + (step * channels + d_lane), d_dt.to(ddelta.dtype.element_ty), mask=here_now
+                )
+                if HAS_Z:
+                    y = sum_for_lane(outputs, i, lane, LN, FINISHED) + skip * x_here
+                    y *= for_lane(w_tile, t, lane, over_d, by_lane, FINISHED)
+                    gl.store(dz + dz_tile + (step * dz_row + d_lane), y.to(dz.dtype.element_ty), mask=here_now)
+                dD_sum += g_here * x_here
                 dbias_sum += gl.where(here_now, d_dt, 0.0)
             store_sums(dBC, parts, sums_scratch, first + k * GROUP, end, N, GROUP)
             if k > 1:
@@ -346,10 +372,36 @@ def gradients(
 
     weights += (batch * n_chunks + c) * channels * (N + 2)
     gl.store(weights + state_at, dA_sum, mask=inside)
-    gl.store(weights + channels * N + d, dD_sum, mask=d_inside)
-    gl.store(weights + channels * (N + 1) + d, dbias_sum, mask=d_inside)
+    d_once = block * BLOCK_D + gl.arange(0, BLOCK_D, layout=gl.SliceLayout(1, by_lane))
+    gl.store(weights + channels * N + d_once, gl.sum(gl.where(mine, dD_sum, 0.0), axis=1), mask=d_once < channels)
+    gl.store(weights + channels * (N + 1) + d_once, gl.sum(dbias_sum, axis=1), mask=d_once < channels)
     if n_chunks == 1:
         gl.store(adjoints + batch * channels * N + state_at, carry, mask=inside)
+
+
+@gluon.jit
+def for_lane(rows, t, lane, over_d: gl.constexpr, by_lane: gl.constexpr, FINISHED: gl.constexpr):
+    # of the rows t and t + 1 the one that a lane finishes (BLOCK_D, 1 or LN)
+    here: gl.constexpr = gl.SliceLayout(1, by_lane)
+    value = gl.convert_layout(rows.index(t).load(over_d).to(gl.float32), here, assert_trivial=True)[:, None]
+    if FINISHED == 2:
+        second = gl.convert_layout(rows.index(t + 1).load(over_d).to(gl.float32), here, assert_trivial=True)[:, None]
+        value = gl.where(lane % 2 == 1, second, value)
+    return value
+
+
+@gluon.jit
+def sum_for_lane(shares, i: gl.constexpr, lane, LN: gl.constexpr, FINISHED: gl.constexpr):
+    # the sum over the lanes of a channel of the share of the step that a lane finishes (BLOCK_D, LN)
+    value = shares[i]
+    if FINISHED == 2:
+        odd = lane % 2 == 1
+        value = gl.where(odd, shares[i + 1], shares[i]) + exchange(gl.where(odd, shares[i], shares[i + 1]), 1)
+        if LN >= 4:
+            value += exchange(value, 2)
+        if LN >= 8:
+            value += exchange(value, 4)
+    return value
 
 
 @gluon.jit

@@ -35,6 +35,7 @@ from mamba_seq.kernels.selective_scan._gluon_tiles import (
     softplus,
     state_layout,
     step_lane_layout,
+    sum_over_states,
 )
 
 
@@ -232,12 +233,6 @@ def store_outputs(y, shares, gate, skip, t, end, channels, d_first, LN: gl.const
     now += skip.permute((1, 0)).load(layout)
     inside = (d < channels) & (t + i < end)
     gl.store(y + ((t + i) * channels + d), now.to(y.dtype.element_ty), mask=inside)
-
-
-@gluon.jit
-def sum_over_states(x, SN: gl.constexpr):
-    # (BLOCK_D, N) -> (BLOCK_D, N / SN): a lane's states
-    return gl.sum(gl.reshape(x, [x.shape[0], x.shape[1] // SN, SN]), axis=2)
 
 
 @triton.jit(do_not_specialize=["n_chunks", "batches"])

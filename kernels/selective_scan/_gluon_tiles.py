@@ -20,6 +20,13 @@ def state_layout(N, SD, SN, warps):
 
 
 @gluon.constexpr_function
+def lanes_layout(N, SD, SN):
+    """Return the layout of `sum_over_states` of a state that one warp has."""
+    lanes = N // SN
+    return gl.SliceLayout(2, gl.BlockedLayout([SD, 1, SN], [32 // lanes, lanes, 1], [1, 1, 1], [2, 1, 0]))
+
+
+@gluon.constexpr_function
 def load_layout(width, vector, warps):
     """Return the layout in which rows of `width` elements come from memory, `vector` of them a lane."""
     lanes = min(width // vector, 32)
@@ -39,9 +46,9 @@ def locate(channels, chunk, n_chunks, length, BLOCK_D: gl.constexpr):
 
 
 @gluon.jit
-def new_tile(T: gl.constexpr, WIDTH: gl.constexpr):
-    # float32 rows of shared memory, read one at a time
-    return gl.allocate_shared_memory(gl.float32, [T, WIDTH], ROW)
+def new_tile(T: gl.constexpr, WIDTH: gl.constexpr, TYPE: gl.constexpr = gl.float32):
+    # rows of shared memory, read one at a time
+    return gl.allocate_shared_memory(TYPE, [T, WIDTH], ROW)
 
 
 @gluon.constexpr_function
@@ -53,7 +60,13 @@ def step_lane_layout(lanes):
 @gluon.jit
 def fill(rows, values, layout: gl.constexpr = MATRIX):
     # write a whole tile (T, WIDTH)
-    rows._reinterpret(gl.float32, values.shape, layout).store(values.to(gl.float32))
+    rows._reinterpret(rows.dtype, values.shape, layout).store(values.to(rows.dtype))
+
+
+@gluon.jit
+def sum_over_states(x, SN: gl.constexpr):
+    # (BLOCK_D, N) -> (BLOCK_D, N / SN): a lane's states
+    return gl.sum(gl.reshape(x, [x.shape[0], x.shape[1] // SN, SN]), axis=2)
 
 
 @gluon.jit

@@ -10,12 +10,10 @@ A backend module (`cpu`, `triton`) offers functions without autograd:
         -> du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, dinitial_state; None where the input was None
     kept_shapes(u, A, B, C, cu_seqlens) -> the shapes of `saved`, told from the arguments' shapes alone. A module may
            lack it: in a compiled program its backward pass then runs the forward pass again
-    outputs_again(saved, u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> y once more, from the kept states; and
-    can_repeat(u, A, B, C, cu_seqlens) -> whether that is to be preferred to keeping y. A module may lack both
+    can_repeat(u, A, B, C, cu_seqlens, sparse) -> whether y is better made again in the backward pass than kept
 
-A module with `WRITES_INTO = True` also takes `forward(..., sparse=True)`, to keep states far apart even where they are
-few, and `backward(..., dz=, y=)`: the gradient of z is written to dz (B, L, D), whose rows may lie apart, and, where
-states were kept sparsely, y of the forward pass to y (B, L, D), made again on the way.
+A module with WRITES_INTO also takes `sparse` in `forward`, for as few kept states as can be, and in `backward` tensors
+(B, L, D) to write to: `dz`, and, where `can_repeat`, `y` once more.
 
 `cu_seqlens` is given only where sequences are packed.
 
@@ -49,10 +47,7 @@ def run(
     keep: bool,
     sparse: bool = False,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Run a scan on a compiled backend: y, the final state, and what is kept for the backward pass.
-
-    `sparse` only where `writes_into`.
-    """
+    """Run a scan on a compiled backend: y, the final state, and what is kept for the backward pass."""
     y, final_state, kept = implementation("selective_scan", backend).forward(
         u,
         delta,
@@ -92,9 +87,8 @@ def run_backward(
 ) -> list[Tensor]:
     """Return the gradients of the tensors that `run` was given, in order, none for those that were None.
 
-    Where `writes_into`, that of z is written to `dz`, and y of a `sparse` run to `y`, if given.
+    `dz` and `y` are written to, where the backend `writes_into`.
     """
-    places = {name: place for name, place in (("dz", dz), ("y", y)) if place is not None}
     du, ddelta, dA, dB, dC, *others = implementation("selective_scan", backend).backward(
         dy,
         dfinal_state,
@@ -110,40 +104,22 @@ def run_backward(
         delta_softplus,
         initial_state,
         **_packed(cu_seqlens),
-        **places,
+        **({} if dz is None and y is None else {"dz": dz, "y": y}),
     )
     return [du, ddelta, dA, dB.view(B.shape), dC.view(C.shape), *(g for g in others if g is not None)]
 
 
-def writes_into(backend: str) -> bool:
-    """Tell whether a backend keeps states sparsely when told, and writes dz and y where they are wanted."""
-    return bool(getattr(implementation("selective_scan", backend), "WRITES_INTO", False))
-
-
-def can_repeat(u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None, backend: str) -> bool:
-    """Tell whether y is better made again from the states that `run` keeps than kept."""
+def can_repeat(
+    u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None, backend: str, sparse: bool = False
+) -> bool:
+    """Tell whether y is better made again in the backward pass, from the states that `run` keeps, than kept."""
     tell = getattr(implementation("selective_scan", backend), "can_repeat", None)
-    return tell is not None and bool(tell(u, A, without_one_group(B), without_one_group(C), cu_seqlens))
+    return tell is not None and bool(tell(u, A, without_one_group(B), without_one_group(C), cu_seqlens, sparse))
 
 
-def repeat(
-    kept: list[Tensor],
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-    backend: str,
-) -> Tensor:
-    """Return y of `run` once more, where `can_repeat`."""
-    module = implementation("selective_scan", backend)
-    B, C = without_one_group(B), without_one_group(C)
-    y: Tensor = module.outputs_again(tuple(kept), u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    return y
+def writes_into(backend: str) -> bool:
+    """Tell whether a backend takes `sparse`, and writes into tensors that are given to it."""
+    return getattr(implementation("selective_scan", backend), "WRITES_INTO", False)
 
 
 def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, list[Tensor]]) -> None:

@@ -14,11 +14,10 @@ import functools
 from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from mamba_seq.kernels._dispatch import multiprocessor_count
-from mamba_seq.kernels._launch import Launcher
+from mamba_seq.kernels._launch import Launcher, cdiv
 from mamba_seq.kernels.selective_scan import _gluon_backward, _gluon_forward
 
 TILE = 16  # steps of a tile; the backward pass starts each from a kept state
@@ -48,7 +47,7 @@ class Launch(NamedTuple):
 WIDE = Launch(2, 8, 1, 4, None)  # fewest instructions a state
 NARROW = Launch(1, 4, 4, 4, None)  # four times as many warps, where batch and channels are few
 MIDDLE = Launch(1, 8, 2, 4, 128)
-GRADIENTS = Launch(2, 8, 1, 2, 224)
+GRADIENTS = Launch(2, 8, 1, 2, None)
 GRADIENTS_NARROW = Launch(1, 8, 1, 4, None)
 
 
@@ -74,13 +73,14 @@ def forward(
     delta_softplus: bool,
     initial_state: Tensor | None,
     keep_for_backward: bool,
+    sparse: bool = False,
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Run the scan as `function.py` says; saved are states (tiles or fewer, B, D, N)."""
+    """Run the scan as `function.py` says; saved are states (tiles or fewer, B, D, N), few of them if `sparse`."""
     inputs = Inputs.prepare(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     launch, chunk = plan_forward(u, A.shape[1])
-    n_chunks = triton.cdiv(u.shape[1], chunk)
+    n_chunks = cdiv(u.shape[1], chunk)
     y = u.new_empty(u.shape)
-    kept = new_kept(u, A, kept_every(u, A)) if keep_for_backward else None
+    kept = new_kept(u, A, kept_every(u, A, sparse)) if keep_for_backward else None
     with torch.cuda.device_of(u):
         if n_chunks > 1:
             states = between_chunks(inputs, n_chunks)
@@ -106,25 +106,33 @@ def backward(
     delta_bias: Tensor | None,
     delta_softplus: bool,
     initial_state: Tensor | None,
+    dz: Tensor | None = None,
+    y: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients that `function.py` lists."""
+    """Return the gradients that `function.py` lists, that of z in `dz` (B, L, D) where it is given.
+
+    `y` (B, L, D) is filled with the outputs, once more.
+    """
     inputs = Inputs.prepare(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     dy = rows(dy)
     length = u.shape[1]
     launch, chunk = plan_backward(u, A.shape[1])
-    n_chunks = triton.cdiv(length, chunk)
+    n_chunks = cdiv(length, chunk)
     (kept,) = saved
     with torch.cuda.device_of(u):
-        if kept_every(u, A) > TILE:
+        every = spacing(kept, length)
+        if every > TILE:
             starts, kept = kept, new_kept(u, A, TILE)
-            scan(inputs, WIDE, kept_every(u, A), starts, kept=kept)
+            scan(inputs, WIDE, every, starts, y=y, kept=kept)
+        elif y is not None:
+            scan(inputs, WIDE, TILE, kept, y=y)
         if n_chunks > 1:
             adjoints = between_chunks(inputs, n_chunks)
             sums = summarise_adjoints(dy, inputs, chunk, adjoints)
             pass_states(adjoints, sums, inputs.A, dfinal_state, reverse=True)
         else:
             adjoints = around_chunk(inputs, 1, dfinal_state)
-        du, ddelta, dz, dB, dC, dA, dD, dbias = compute_gradients(dy, inputs, kept, adjoints, launch, chunk)
+        du, ddelta, dz, dB, dC, dA, dD, dbias = compute_gradients(dy, inputs, kept, adjoints, launch, chunk, dz)
     return (
         du,
         ddelta,
@@ -141,7 +149,7 @@ def backward(
 def kept_shapes(u: Tensor, A: Tensor) -> list[tuple[int, ...]]:
     """Return the shapes of what `forward` keeps: the state every few steps, and one more slot as states have."""
     B, L, D = u.shape
-    return [(triton.cdiv(L, kept_every(u, A)) + 1, B, D, A.shape[1])]
+    return [(cdiv(L, kept_every(u, A)) + 1, B, D, A.shape[1])]
 
 
 def plan_forward(u: Tensor, N: int) -> tuple[Launch, int]:
@@ -170,7 +178,7 @@ def plan_backward(u: Tensor, N: int) -> tuple[Launch, int]:
 def chunk_length(u: Tensor, N: int) -> int:
     """Return a length of chunks that gives every multiprocessor several rounds of warps, and few states to pass on."""
     B, L, D = u.shape
-    programs = B * triton.cdiv(D, 512 // N) * L
+    programs = B * cdiv(D, 512 // N) * L
     wanted = programs // (3 * WARPS * multiprocessor_count(u.device))
     return min(max(2 ** (max(wanted, 1).bit_length() - 1), 4 * TILE), 512)
 
@@ -183,10 +191,10 @@ def is_recent_nvidia(device: torch.device) -> bool:
     return there and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def kept_every(u: Tensor, A: Tensor) -> int:
-    """Return the number of steps between the states that the forward pass keeps: it and the backward pass agree."""
+def kept_every(u: Tensor, A: Tensor, sparse: bool = False) -> int:
+    """Return the number of steps between the states that the forward pass keeps."""
     B, L, D = u.shape
-    return TILE if triton.cdiv(L, TILE) * B * D * A.shape[1] * 4 <= MOST_KEPT else SPARSE * TILE
+    return TILE if not sparse and cdiv(L, TILE) * B * D * A.shape[1] * 4 <= MOST_KEPT else SPARSE * TILE
 
 
 class Inputs(NamedTuple):
@@ -230,7 +238,7 @@ class Inputs(NamedTuple):
     def sizes(self, chunk: int) -> tuple[int, int, int, int, int]:
         """Return what kernels are told of the shape: length, channels, channels a group, chunk and their number."""
         _, L, D = self.u.shape
-        return L, D, D // self.B.shape[2], chunk, triton.cdiv(L, chunk)
+        return L, D, D // self.B.shape[2], chunk, cdiv(L, chunk)
 
     def switches(self, launch: Launch) -> dict[str, int | bool | None]:
         """Return the compile-time arguments that all kernels share."""
@@ -251,7 +259,7 @@ class Inputs(NamedTuple):
     def programs(self, launch: Launch, chunk: int) -> tuple[int]:
         """Return the grid: a program for every block of channels, chunk and item of the batch."""
         B, L, D = self.u.shape
-        return (B * triton.cdiv(L, chunk) * triton.cdiv(D, block_of(launch, self.A.shape[1])),)
+        return (B * cdiv(L, chunk) * cdiv(D, block_of(launch, self.A.shape[1])),)
 
 
 def scan(
@@ -264,7 +272,7 @@ def scan(
     u = inputs.u
     B, L, D = u.shape
     summary = y is None and kept is None
-    sums = inputs.A.new_empty((B, triton.cdiv(L, chunk), D) if summary else 0)
+    sums = inputs.A.new_empty((B, cdiv(L, chunk), D) if summary else 0)
     every = 0 if kept is None else spacing(kept, L)
     SCAN_CHUNKS(
         inputs.programs(launch, chunk),
@@ -285,7 +293,7 @@ def pass_states(states: Tensor, sums: Tensor, A: Tensor, initial: Tensor | None,
     slots, B, D, N = states.shape
     block = 128
     PASS_STATES(
-        (triton.cdiv(N * D, block) * B,),
+        (cdiv(N * D, block) * B,),
         states, sums, A, None if initial is None else initial.contiguous(), D, slots - 1, B,
         N=N, HAS_INITIAL=initial is not None, REVERSE=reverse, BLOCK=block, UNROLL=16, num_warps=4,
     )  # fmt: skip
@@ -297,7 +305,7 @@ def summarise_adjoints(dy: Tensor, inputs: Inputs, chunk: int, adjoints: Tensor)
     What each chunk's outputs add to the gradient of the state before it goes to adjoints[:-1] (chunks + 1, B, D, N).
     """
     B, L, D = dy.shape
-    sums = adjoints.new_empty((B, triton.cdiv(L, chunk), D))
+    sums = adjoints.new_empty((B, cdiv(L, chunk), D))
     ADJOINT_CHUNKS(
         inputs.programs(WIDE, chunk),
         dy, inputs.delta, inputs.A, inputs.C, inputs.gate, inputs.bias, adjoints, sums,
@@ -308,7 +316,13 @@ def summarise_adjoints(dy: Tensor, inputs: Inputs, chunk: int, adjoints: Tensor)
 
 
 def compute_gradients(
-    dy: Tensor, inputs: Inputs, kept: Tensor, adjoints: Tensor, launch: Launch, chunk: int
+    dy: Tensor,
+    inputs: Inputs,
+    kept: Tensor,
+    adjoints: Tensor,
+    launch: Launch,
+    chunk: int,
+    dz: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Phase 3 of the backward pass, from the kept states and the gradient of the state after each chunk.
 
@@ -318,21 +332,25 @@ def compute_gradients(
     u = inputs.u
     B, L, D = u.shape
     N, G = inputs.A.shape[1], inputs.B.shape[2]
-    parts = B * triton.cdiv(L, chunk)
-    blocks = triton.cdiv(D, block_of(launch, N))
-    du, ddelta, dz = u.new_empty(u.shape), u.new_empty(u.shape), None if inputs.z is None else u.new_empty(u.shape)
+    parts = B * cdiv(L, chunk)
+    blocks = cdiv(D, block_of(launch, N))
+    du, ddelta = u.new_empty(u.shape), u.new_empty(u.shape)
+    if inputs.z is not None and dz is None:
+        dz = u.new_empty(u.shape)
+    gate = du if dz is None else dz
     partials = adjoints.new_empty((blocks, B, L, 2, N))
     weights = adjoints.new_empty((parts, D * (N + 2)))
     GRADIENTS_OF_CHUNKS(
         inputs.programs(launch, chunk),
         dy, kept, adjoints, u, inputs.delta, inputs.A, inputs.B, inputs.C, inputs.D, inputs.gate, inputs.bias,
-        du, ddelta, du if dz is None else dz, partials, weights,
+        du, ddelta, gate, partials, weights,
         *dy.stride()[:2], *u.stride()[:2], *inputs.delta.stride()[:2], *inputs.gate.stride()[:2],
-        *inputs.B.stride()[:3], *inputs.C.stride()[:3], B, *inputs.sizes(chunk), **inputs.switches(launch),
+        *inputs.B.stride()[:3], *inputs.C.stride()[:3], *gate.stride()[:2], B, *inputs.sizes(chunk),
+        **inputs.switches(launch),
     )  # fmt: skip
     dB, dC = u.new_empty((B, L, G, N)), u.new_empty((B, L, G, N))
     SUM_PARTIALS(
-        (triton.cdiv(B * L * 2 * N, 1024), G),
+        (cdiv(B * L * 2 * N, 1024), G),
         dB, dC, partials, B * L * 2 * N, G * N, PARTS=blocks // G, N=N, BLOCK=1024, num_warps=4,
     )  # fmt: skip
     dA, dD, dbias = (weights[0] if parts == 1 else weights.sum(0)).split((D * N, D, D))
@@ -342,12 +360,12 @@ def compute_gradients(
 def new_kept(u: Tensor, A: Tensor, every: int) -> Tensor:
     """Return room for the state every `every` steps, and one more slot: as the states before chunks have."""
     B, L, D = u.shape
-    return A.new_empty((triton.cdiv(L, every) + 1, B, D, A.shape[1]))
+    return A.new_empty((cdiv(L, every) + 1, B, D, A.shape[1]))
 
 
 def spacing(kept: Tensor, length: int) -> int:
     """Return the number of steps between the states of `kept`."""
-    return TILE if len(kept) == triton.cdiv(length, TILE) + 1 else SPARSE * TILE
+    return TILE if len(kept) == cdiv(length, TILE) + 1 else SPARSE * TILE
 
 
 def between_chunks(inputs: Inputs, n_chunks: int) -> Tensor:

@@ -31,6 +31,7 @@ import triton
 from torch import Tensor
 
 from mamba_seq.kernels._dispatch import multiprocessor_count, triton_interpreted
+from mamba_seq.kernels._launch import cdiv
 from mamba_seq.kernels._packing import Packing
 from mamba_seq.kernels.selective_scan import _triton_backward, _triton_forward, _triton_step
 from mamba_seq.kernels.selective_scan.reference import is_constant
@@ -40,6 +41,7 @@ STEPS = 4  # time steps whose loads and step sizes are computed together
 BACKWARD_STEPS = 2  # and whose states the backward pass holds in registers
 FORWARD_REGISTERS = 96  # registers a lane; None leaves them to the compiler. Fewer let more programs run at a time
 BACKWARD_REGISTERS = 168
+WRITES_INTO = True  # forward takes `sparse`, backward takes `dz` and `y`
 KEPT_EVERY = 128  # time steps between the states that the backward pass starts from
 MOST_PROGRAMS = 8192  # of the gradients at a time; each has scratch memory for the states of one stretch
 
@@ -57,12 +59,16 @@ def forward(
     initial_state: Tensor | None,
     keep_for_backward: bool,
     cu_seqlens: Tensor | None = None,
+    sparse: bool = False,
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Run the scan as `function.py` says; saved are states, every few steps, as the module that runs it keeps them."""
+    """Run the scan as `function.py` says; saved are states, every few steps, as the module that runs it keeps them.
+
+    `sparse` asks for as few of them as there can be.
+    """
     faster = faster_module(u, A, B, C, cu_seqlens)
     if faster is not None:
         return faster.forward(
-            u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, keep_for_backward=keep_for_backward
+            u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, keep_for_backward, sparse
         )
     inputs = Inputs.prepare(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     cut = plan(u.shape, u.device, cu_seqlens)
@@ -93,13 +99,20 @@ def backward(
     delta_softplus: bool,
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None = None,
+    dz: Tensor | None = None,
+    y: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of u, delta, A, B, C, D, z, delta_bias, initial_state; None for an input that was None."""
+    """Return the gradients of u, delta, A, B, C, D, z, delta_bias, initial_state; None for an input that was None.
+
+    That of z is written to `dz` (B, L, D), where it is given; its last axis is dense. `y` (B, L, D) is filled with the
+    outputs once more, where `can_repeat`.
+    """
     faster = faster_module(u, A, B, C, cu_seqlens)
     if faster is not None:
         return faster.backward(
-            dy, dfinal_state, saved, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state
+            dy, dfinal_state, saved, u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, dz, y
         )
+    assert y is None, "outputs are made again only where can_repeat says so"
     inputs = Inputs.prepare(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     cut = plan(u.shape, u.device, cu_seqlens)
     dy = rows(dy)
@@ -111,7 +124,9 @@ def backward(
         else:
             adjoints = inputs.between_chunks(cut)
             cut.put_after(adjoints, last)
-        du, ddelta, dz, dA, dB, dC, dD, dbias = compute_gradients(dy, inputs, saved[0], adjoints, cut)
+        du, ddelta, gate, dA, dB, dC, dD, dbias = compute_gradients(dy, inputs, saved[0], adjoints, cut)
+    if dz is not None and gate is not None:
+        dz.copy_(gate)
     dC = gradient_of_projection(dC, C)
     return (
         du,
@@ -120,7 +135,7 @@ def backward(
         gradient_of_projection(dB, B),
         2 * dC.conj() if C.is_complex() else dC,  # a complex C came as 2 conj(C)
         dD,
-        dz,
+        gate if dz is None else dz,
         dbias,
         None if initial_state is None else states_last(cut.before(adjoints), A),
     )
@@ -145,38 +160,16 @@ def kept_shapes(u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor |
     batch, length, channels = u.shape
     parts = (2,) if A.is_complex() else ()
     # not from a plan, whose choices between lengths would be conditions of a compiled program
-    return [(batch, triton.cdiv(length, kept_every()), *parts, A.shape[1], channels)]
+    return [(batch, cdiv(length, kept_every()), *parts, A.shape[1], channels)]
 
 
-def can_repeat(u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None) -> bool:
-    """Tell whether y is better made again than kept: where the kept states lie far apart.
+def can_repeat(u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None, sparse: bool = False) -> bool:
+    """Tell whether y is better made again in the backward pass than kept: where the kept states lie far apart.
 
     States at every tile are more than y is, and only kept where they are few.
     """
     faster = faster_module(u, A, B, C, cu_seqlens)
-    return faster is not None and faster.kept_every(u, A) > faster.TILE
-
-
-def outputs_again(
-    saved: tuple[Tensor, ...],
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> Tensor:
-    """Return y (B, L, D) from the states that `forward` kept, all stretches between them at once."""
-    faster = faster_module(u, A, B, C)
-    assert faster is not None, "outputs are made again only where can_repeat says so"
-    inputs = faster.Inputs.prepare(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    y = u.new_empty(u.shape)
-    with torch.cuda.device_of(u):
-        faster.scan(inputs, faster.WIDE, faster.kept_every(u, A), saved[0], y=y)
-    return y
+    return faster is not None and faster.kept_every(u, A, sparse) > faster.TILE
 
 
 def selective_state_update(
@@ -204,7 +197,7 @@ def selective_state_update(
     y = u.new_empty((batch, channels))
     block = max(1, min(64, 1024 // triton.next_power_of_2(N)))
     with torch.cuda.device_of(u):
-        _triton_step.step[(triton.cdiv(channels, block) * batch,)](
+        _triton_step.step[(cdiv(channels, block) * batch,)](
             y, h, u, delta, A, B, C, contiguous(D), z, contiguous(delta_bias),
             *h.stride()[:3], *u.stride(), *delta.stride(), *A.stride()[:2], *B.stride()[:3], *C.stride()[:3],
             *((0, 0) if z is None else z.stride()), channels, channels // B.shape[1], channels // C.shape[1],
@@ -248,7 +241,7 @@ class Plan(NamedTuple):
     def places_kept(self, batch: int, length: int) -> tuple[int, int]:
         """Return the two sizes of what is kept every `kept_every` steps."""
         if self.packing is None:
-            return batch, triton.cdiv(length, self.kept_every)
+            return batch, cdiv(length, self.kept_every)
         return 1, length // self.kept_every + len(self.packing.pieces)
 
     def before(self, states: Tensor) -> Tensor:
@@ -291,7 +284,7 @@ def plan(shape: torch.Size, device: torch.device, cu_seqlens: Tensor | None = No
     How long packed sequences are, only the device knows: they get chunks as one sequence of their whole length would.
     """
     B, L, D = shape
-    sequences = B * triton.cdiv(D, BLOCK_D)
+    sequences = B * cdiv(D, BLOCK_D)
     multiprocessors = multiprocessor_count(device)
     every, longest = kept_every(), 32 if triton_interpreted() else 2048
     # with 9 warps or more on every multiprocessor the exponentials of one pass already keep it busy
@@ -301,7 +294,7 @@ def plan(shape: torch.Size, device: torch.device, cu_seqlens: Tensor | None = No
         wanted = sequences * L // (48 * multiprocessors)
         chunk = min(max(2 ** (max(wanted, 1).bit_length() - 1), every), longest)
     packing = None if cu_seqlens is None else Packing.cut(cu_seqlens, L, chunk)
-    return Plan(chunk, triton.cdiv(L, chunk), every, packing)
+    return Plan(chunk, cdiv(L, chunk), every, packing)
 
 
 def kept_every() -> int:
@@ -378,7 +371,7 @@ class Inputs(NamedTuple):
     @property
     def blocks(self) -> int:
         """Blocks of channels; none reaches over two groups."""
-        return self.groups * triton.cdiv(self.u.shape[2] // self.groups, BLOCK_D)
+        return self.groups * cdiv(self.u.shape[2] // self.groups, BLOCK_D)
 
     @property
     def plain(self) -> bool:
@@ -441,7 +434,7 @@ def pass_summaries(
     N, D = A.shape[-2:]
     block = 128
     sequences = batch if packing is None else packing.sequences
-    _triton_forward.pass_states[(triton.cdiv(N * D, block) * sequences,)](
+    _triton_forward.pass_states[(cdiv(N * D, block) * sequences,)](
         states, sums, A, initial, None if packing is None else packing.firsts, D, slots - 1,
         N=N, PARTS=A.dim() - 1, PACKED=packing is not None, HAS_INITIAL=initial is not None, REVERSE=reverse,
         BLOCK=block, UNROLL=16, num_warps=4,
@@ -585,7 +578,7 @@ def groups_first(x: Tensor) -> Tensor:
 
 def warps(states: int) -> int:
     """Return how many warps share the states of a block of channels: 32 states a lane fit in its registers."""
-    return min(triton.cdiv(triton.next_power_of_2(states), 32), 16)
+    return min(cdiv(triton.next_power_of_2(states), 32), 16)
 
 
 def registers(wanted: int | None, states: int) -> int | None:

@@ -8,10 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mamba_seq.backbone import Backbone, BackboneState
-from mamba_seq.config import ModelConfig
+from mamba_seq.backbone import Backbone
+from mamba_seq.config import BackboneConfig, ModelConfig, SaShiMiConfig
+from mamba_seq.heads.embedding import SinusoidalEmbedding
 from mamba_seq.padding import check_layout
+from mamba_seq.sashimi import SaShiMi
 from mamba_seq.saving import SavedModel
+
+State = Any
+"""What a backbone remembers of a batch of sequences: a `BackboneState`, or a `SaShiMiState` if it is a SaShiMi."""
 
 
 class Model(nn.Module, SavedModel):
@@ -32,16 +37,18 @@ class Model(nn.Module, SavedModel):
             raise ValueError(f"the config's task is {config.task!r}, expected {self.task!r} for {type(self).__name__}")
         self.config = config
         d_model = config.backbone.d_model
-        self.embedding: nn.Embedding | nn.Linear
-        if config.vocab_size is not None:
+        self.embedding: nn.Embedding | nn.Linear | SinusoidalEmbedding
+        if config.vocab_size is not None and config.embedding == "sinusoidal":
+            self.embedding = SinusoidalEmbedding(config.vocab_size, d_model)
+        elif config.vocab_size is not None:
             self.embedding = nn.Embedding(config.vocab_size, d_model)
         else:
             assert config.input_features is not None
             self.embedding = nn.Linear(config.input_features, d_model)
-        self.backbone = Backbone(config.backbone)
+        self.backbone = make_backbone(config.backbone)
 
     def reset_embedding(self) -> None:
-        """Initialise the embedding of tokens; that of numbers is torch's for a linear map."""
+        """Initialise a learned embedding of tokens; a linear map is as torch makes it."""
         if isinstance(self.embedding, nn.Embedding):
             nn.init.normal_(self.embedding.weight, std=0.02)
 
@@ -81,8 +88,9 @@ class Model(nn.Module, SavedModel):
 
     def _embed(self, inputs: Tensor) -> Tensor:
         # under autocast the linear map chooses its own type
-        numbers = isinstance(self.embedding, nn.Linear)
-        embedded: Tensor = self.embedding(inputs.to(self.embedding.weight.dtype) if numbers else inputs)
+        if isinstance(self.embedding, nn.Linear):
+            inputs = inputs.to(self.embedding.weight.dtype)
+        embedded: Tensor = self.embedding(inputs)
         return embedded
 
     def _check_input(self, inputs: Tensor, letters: str) -> None:
@@ -109,10 +117,10 @@ class PositionModel(Model):
         self,
         inputs: Tensor,
         mask: Tensor | None = None,
-        state: BackboneState | None = None,
+        state: State | None = None,
         return_state: bool = False,
         cu_seqlens: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, BackboneState]:
+    ) -> Tensor | tuple[Tensor, State]:
         """Return the outputs (B, L, outputs) of sequences, or of a chunk that continues `state`.
 
         Args:
@@ -129,14 +137,24 @@ class PositionModel(Model):
         Raises:
             ValueError: for inputs, a mask, boundaries or a state that do not fit.
         """
-        hidden = self.embed(inputs, mask, cu_seqlens)
+        return self._run(self.embed(inputs, mask, cu_seqlens), mask, state, return_state, cu_seqlens)
+
+    def _run(
+        self,
+        hidden: Tensor,
+        mask: Tensor | None,
+        state: State | None,
+        return_state: bool,
+        cu_seqlens: Tensor | None,
+    ) -> Tensor | tuple[Tensor, State]:
+        """Return the outputs for embedded inputs (B, L, d_model), and the state if asked for."""
         if return_state:
             out, new_state = self.backbone(hidden, mask, state, return_state=True, cu_seqlens=cu_seqlens)
             return self.read(out), new_state
         return self.read(self.backbone(hidden, mask, state, cu_seqlens=cu_seqlens))
 
     @torch.no_grad()
-    def step(self, inputs: Tensor, state: BackboneState) -> Tensor:
+    def step(self, inputs: Tensor, state: State) -> Tensor:
         """Read one more position of each sequence, changing `state` in place; no gradient.
 
         Args:
@@ -148,10 +166,15 @@ class PositionModel(Model):
         """
         return self.read(self.backbone.step(self.embed_step(inputs), state))
 
-    def allocate_state(self, batch: int) -> BackboneState:
+    def allocate_state(self, batch: int) -> State:
         """Return the state of `batch` sequences before their first position."""
         return self.backbone.allocate_state(batch)
 
     def read(self, out: Tensor) -> Tensor:
         """Turn the backbone's outputs (..., d_model) into the model's."""
         raise NotImplementedError
+
+
+def make_backbone(config: BackboneConfig) -> Backbone | SaShiMi:
+    """Build the backbone that a config describes."""
+    return SaShiMi(config) if isinstance(config, SaShiMiConfig) else Backbone(config)

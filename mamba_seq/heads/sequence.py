@@ -8,10 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mamba_seq.backbone import BackboneState
 from mamba_seq.config import ModelConfig
 from mamba_seq.heads import losses
-from mamba_seq.heads.base import Model
+from mamba_seq.heads.base import Model, State
 from mamba_seq.heads.pooling import Pooled, finish, gather, nothing
 from mamba_seq.padding import at_least_float32
 
@@ -19,7 +18,7 @@ from mamba_seq.padding import at_least_float32
 class SequenceState(NamedTuple):
     """What is remembered of sequences so far."""
 
-    backbone: BackboneState
+    backbone: State
     pooled: Pooled
 
 

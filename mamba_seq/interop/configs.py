@@ -70,8 +70,7 @@ def to_transformers(config: ModelConfig) -> dict[str, Any]:
     Raises:
         ModelError: for a backbone with LayerNorm, or with blocks other than Mamba's.
     """
-    backbone = config.backbone
-    _check_selective(backbone, "transformers")
+    backbone = _check_selective(config, "transformers")
     if backbone.norm != "rms":
         raise ModelError(f"norm is {backbone.norm!r}, expected 'rms': transformers' Mamba has no other")
     return {
@@ -157,8 +156,7 @@ def to_mamba_ssm(config: ModelConfig) -> dict[str, Any]:
     Raises:
         ModelError: for a norm_eps other than its own, or blocks other than Mamba's.
     """
-    backbone = config.backbone
-    _check_selective(backbone, "mamba_ssm")
+    backbone = _check_selective(config, "mamba_ssm")
     if backbone.norm_eps != _MAMBA_SSM_EPS:
         raise ModelError(
             f"norm_eps is {backbone.norm_eps}, expected {_MAMBA_SSM_EPS}: mamba_ssm's config cannot change it"
@@ -187,9 +185,18 @@ def to_mamba_ssm(config: ModelConfig) -> dict[str, Any]:
     return fields
 
 
-def _check_selective(backbone: MambaConfig, package: str) -> None:
+def _check_selective(config: ModelConfig, package: str) -> MambaConfig:
+    """Return the backbone's config, refusing what the package's model cannot hold."""
+    backbone = config.backbone
+    if not isinstance(backbone, MambaConfig):
+        raise ModelError(f"the backbone is a {backbone.architecture}, expected a stack: {package}'s Mamba is one")
+    if config.labels:
+        raise ModelError(f"the model is conditional ({', '.join(config.labels)}), which {package}'s Mamba cannot be")
+    if config.embedding != "learned":
+        raise ModelError(f"embedding is {config.embedding!r}, expected 'learned': {package}'s Mamba has no other")
     if backbone.ssm != "selective":
         raise ModelError(f"ssm is {backbone.ssm!r}, expected 'selective': {package}'s Mamba has no other recurrence")
+    return backbone
 
 
 def _build(path: Path, backbone: dict[str, Any], **model: Any) -> ModelConfig:

@@ -16,6 +16,12 @@ from mamba_seq.pipelines.cli._shell import Command, Settings
     type=click.FloatRange(min=0, min_open=True),
     help="Stop after so long, with a checkpoint; the same command goes on.",
 )
+@click.option(
+    "--checkpoint-mib",
+    metavar="N",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Split checkpoints into files of at most N MiB, to carry them to another machine.",
+)
 @click.pass_obj
 def train(
     settings: Settings,
@@ -24,6 +30,7 @@ def train(
     output: str,
     force: bool,
     max_minutes: float | None,
+    checkpoint_mib: float | None,
 ) -> None:
     """Train the model of RECIPE, the name of a zoo recipe or a YAML file; a run that was stopped goes on.
 
@@ -41,5 +48,13 @@ def train(
         raise DeviceError(f"train takes the first GPU it sees, not {device}; set CUDA_VISIBLE_DEVICES to choose")
     seed = [] if settings.seed is None else [f"--seed={settings.seed}"]
     quiet = settings.verbosity < 0 or sys.stderr is None or not sys.stderr.isatty()
-    folder = main(recipe, output, [*overrides, *seed], force=force, max_minutes=max_minutes, progress=not quiet)
+    folder = main(
+        recipe,
+        output,
+        [*overrides, *seed],
+        force=force,
+        max_minutes=max_minutes,
+        progress=not quiet,
+        checkpoint_mib=checkpoint_mib,
+    )
     click.echo(folder)

@@ -8,16 +8,23 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from mamba_seq.pipelines.train.checkpoint_files import write_checkpoint
+
 
 class Checkpoint(Callback):
     """Keeps the newest checkpoint, written after every validation, so that going on repeats and misses none.
 
     It is written beside the old one and renamed: a run that is killed while it writes keeps the old one. (Lightning's
     own callback writes to the temporary folder and moves, which is a copy where that lies on another disk.)
+
+    Args:
+        path: of the one file.
+        part_bytes: split it into files of at most so many bytes.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, part_bytes: int | None = None) -> None:
         self.path = path
+        self.part_bytes = part_bytes
         self._before = 0.0
         self._started = time.monotonic()
 
@@ -32,10 +39,7 @@ class Checkpoint(Callback):
 
     def save(self, trainer: L.Trainer) -> None:
         """Write the checkpoint, whole or not at all."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(f".{self.path.name}.partial")
-        trainer.save_checkpoint(beside)
-        beside.replace(self.path)
+        write_checkpoint(self.path, trainer.save_checkpoint, self.part_bytes)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the checkpoint keeps of this callback."""

@@ -9,9 +9,10 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 CARD = Path(__file__).with_name("card.md.jinja")
+AUDIO_CARD = Path(__file__).with_name("audio_card.md.jinja")
 
 
-def render_card(record: dict[str, Any]) -> str:
+def render_card(record: dict[str, Any], card: Path = CARD) -> str:
     """Render the card of a run's record; a field that the record lacks is an error, not a gap."""
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True, autoescape=False)
-    return environment.from_string(CARD.read_text(encoding="utf-8")).render(record)
+    return environment.from_string(card.read_text(encoding="utf-8")).render(record)

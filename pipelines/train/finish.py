@@ -50,8 +50,8 @@ def finish(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # what is measured is what was stored, rounding included
     saved = cast("SequenceClassifier", from_pretrained(staging, device))
-    baseline = _kept(run / BASELINE, lambda: measure_baseline(data, recipe, tests))
-    evaluation = _kept(run / EVALUATION, lambda: measure_model(saved, recipe, tests))
+    baseline = kept(run / BASELINE, lambda: measure_baseline(data, recipe, tests))
+    evaluation = kept(run / EVALUATION, lambda: measure_model(saved, recipe, tests))
     parameters = sum(p.numel() for p in model.parameters())
     record = make_record(recipe, data, evaluation, baseline, parameters, steps, minutes)
     at = len(recipe.evaluation.lengths) // 2
@@ -118,9 +118,6 @@ def make_record(
     minutes: float,
 ) -> dict[str, Any]:
     """Gather what the card says and `mamba-seq zoo show` prints."""
-    gpu = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} threads of a {platform.machine()} CPU"
-    reduced = recipe.precision == "bf16" or (recipe.precision == "auto" and gpu)
     held_out = f"{recipe.data.test_fraction:.0%} of the bases for the test"
     if recipe.data.test_root is not None:
         held_out = "other genomes, of which training sees nothing, for the test"
@@ -146,10 +143,9 @@ def make_record(
         "lengths": " and ".join(f"{length:,}" for length in recipe.data.lengths),
         "seed": recipe.seed,
         "data_seed": recipe.data.seed,
-        "hardware": f"one {device}",
-        "precision": "bf16 mixed precision" if reduced else "float32",
+        **hardware(recipe.precision),
         "minutes": minutes,
-        "versions": f"mamba-seq {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+        "versions": versions(),
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "baselines": f"canonical {K}-mer log-frequencies and logistic regression, fitted anew for each length",
         "confusion_length": evaluation[len(evaluation) // 2]["length"],
@@ -159,6 +155,19 @@ def make_record(
         ],
         "confusion": {str(row["length"]): row["confusion"] for row in evaluation},
     }
+
+
+def hardware(precision: str) -> dict[str, str]:
+    """Return what a run of a recipe's precision computes on, and how, for the record."""
+    gpu = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} threads of a {platform.machine()} CPU"
+    reduced = precision == "bf16" or (precision == "auto" and gpu)
+    return {"hardware": f"one {device}", "precision": "bf16 mixed precision" if reduced else "float32"}
+
+
+def versions() -> str:
+    """Return what a run computes with, for the record."""
+    return f"mamba-seq {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def windows_of(windows: EvaluationWindows) -> Any:
@@ -171,7 +180,7 @@ def _split(windows: EvaluationWindows) -> tuple[list[Any], list[int]]:
     return [codes for codes, _ in pairs], [label for _, label in pairs]
 
 
-def _kept(path: Path, measure: Callable[[], Any]) -> Any:
+def kept(path: Path, measure: Callable[[], Any]) -> Any:
     """Return the result that is in the file, or measure it and put it there."""
     if not path.is_file():
         write_whole(path, (json.dumps(measure()) + "\n").encode())

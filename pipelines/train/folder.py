@@ -47,8 +47,15 @@ def check_folder(run: Path, recipe_text: str, force: bool) -> None:
         raise ModelError(f"{run} was begun with another recipe (see {saved}); name another folder, or say --force")
 
 
-def begin(run: Path, recipe_text: str, splits: str, force: bool) -> None:
+def begin(run: Path, recipe_text: str, splits: str, what: str, force: bool) -> None:
     """Make the folder of a run, or go on in it; with `force`, remove what an earlier run left, and nothing else.
+
+    Args:
+        run: the folder.
+        recipe_text: of recipe.yaml.
+        splits: of splits.tsv.
+        what: the data are, for messages.
+        force: begin anew.
 
     Raises:
         ModelError: when a run would go on with other splits: what was held out would be trained on.
@@ -58,8 +65,8 @@ def begin(run: Path, recipe_text: str, splits: str, force: bool) -> None:
             remove(run / name)
     elif (run / SPLITS).is_file() and (run / SPLITS).read_text(encoding="utf-8") != splits:
         raise ModelError(
-            f"the genomes have changed since {run} was begun: their splits are not those of {run / SPLITS}; "
-            "bring the old genomes back, name another folder, or say --force"
+            f"the {what} have changed since {run} was begun: their splits are not those of {run / SPLITS}; "
+            f"bring the old {what} back, name another folder, or say --force"
         )
     run.mkdir(parents=True, exist_ok=True)
     write_whole(run / RECIPE, recipe_text.encode())

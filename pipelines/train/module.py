@@ -1,4 +1,4 @@
-"""The training step: cross-entropy over labels, AdamW, and accuracy by length on the validation windows."""
+"""The training step: AdamW and its schedule for every model; a classifier's loss, and its accuracy by length."""
 
 import math
 from collections.abc import Callable
@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamba_seq.heads import SequenceClassifier
+from mamba_seq.heads import Model, SequenceClassifier
 from mamba_seq.pipelines.train.metrics import MetricsFile
-from mamba_seq.pipelines.train.recipe import OptimConfig
+from mamba_seq.pipelines.train.recipe_fields import OptimConfig
 
 NO_DECAY = ("A_log", "A_imag", "B", "D", "dt_bias", "conv_bias", "bias", "norm.weight", "embedding.weight")
 """Ends of the names of parameters without weight decay."""
@@ -21,8 +21,8 @@ Batch = tuple[Tensor, Tensor]
 """tokens (B, L) uint8 and labels (B,) int64."""
 
 
-class ClassifierTraining(L.LightningModule):
-    """A `SequenceClassifier` in training.
+class Training(L.LightningModule):
+    """A model in training; the classes below add what is done with a batch.
 
     Dropout draws from a generator that is seeded anew at every step, by the seed and the step: a run that was killed
     goes on with the numbers of one that was not.
@@ -31,46 +31,31 @@ class ClassifierTraining(L.LightningModule):
         minutes: gives the minutes of training so far, for a schedule that is fitted to minutes.
     """
 
-    def __init__(self, model: SequenceClassifier, optim: OptimConfig, log_every: int, seed: int) -> None:
+    def __init__(self, model: Model, optim: OptimConfig, log_every: int, seed: int) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.optim = optim
         self.log_every = log_every
         self.seed = seed
         self.minutes: Callable[[], float] = lambda: 0.0
-        config = model.config
-        tokens = cast("int", config.vocab_size)  # a recipe's data are DNA
-        self.next_token = nn.Linear(config.backbone.d_model, tokens) if optim.next_token_weight else None
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch: cross-entropy over labels, and over next tokens if the recipe wants it."""
+    def seed_step(self) -> None:
+        """Seed what a step draws."""
         torch.manual_seed(step_seed(self.seed, self.global_step, self.global_rank))
-        tokens, labels = batch
-        tokens = tokens.long()
-        out = self.model.backbone(self.model.embedding(tokens))
-        logits = self.model.read(out)
-        loss = F.cross_entropy(logits, labels)
-        # synchronises with the GPU, so only where a row is written; Lightning would write it some steps later
-        if self.global_step % self.log_every == 0 and isinstance(self.logger, MetricsFile):
-            accuracy = (logits.argmax(dim=1) == labels).float().mean().item()
-            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            row = {"loss": loss.item(), "accuracy": accuracy, "lr": rate, "length": float(tokens.shape[1])}
-            self.logger.write(self.global_step, row)
-        if self.next_token is not None:
-            predicted = self.next_token(out[:, :-1]).flatten(0, 1)
-            loss = loss + self.optim.next_token_weight * F.cross_entropy(predicted, tokens[:, 1:].flatten())
-        return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log loss and accuracy of a batch, averaged over the windows of one length."""
-        tokens, labels = batch
-        logits = self.model(tokens.long())
-        name = f"val_{tokens.shape[1]}"
-        values = {
-            f"{name}_loss": F.cross_entropy(logits, labels),
-            f"{name}_accuracy": (logits.argmax(dim=1) == labels).float().mean(),
-        }
-        self.log_dict(values, batch_size=len(labels), add_dataloader_idx=False, on_epoch=True, on_step=False)
+    def log_row(self, values: Callable[[], dict[str, float]]) -> None:
+        """Write a row of the log, if this step has one: making the values synchronises with the GPU.
+
+        Lightning would write it some steps later.
+        """
+        if self.global_step % self.log_every == 0 and isinstance(self.logger, MetricsFile):
+            self.logger.write(self.global_step, values())
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of this step."""
+        rate: float = self.trainer.optimizers[0].param_groups[0]["lr"]
+        return rate
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -95,6 +80,48 @@ class ClassifierTraining(L.LightningModule):
             optimizer, lambda step: learning_rate(step, optim, self.minutes()) / optim.lr
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+class ClassifierTraining(Training):
+    """A `SequenceClassifier` of DNA in training."""
+
+    def __init__(self, model: SequenceClassifier, optim: OptimConfig, log_every: int, seed: int) -> None:
+        super().__init__(model, optim, log_every, seed)
+        config = model.config
+        tokens = cast("int", config.vocab_size)  # a recipe's data are DNA
+        self.next_token = nn.Linear(config.backbone.d_model, tokens) if optim.next_token_weight else None
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch: cross-entropy over labels, and over next tokens if the recipe wants it."""
+        self.seed_step()
+        tokens, labels = batch
+        tokens = tokens.long()
+        out = self.model.backbone(self.model.embedding(tokens))
+        logits = self.model.read(out)
+        loss = F.cross_entropy(logits, labels)
+        self.log_row(
+            lambda: {
+                "loss": loss.item(),
+                "accuracy": (logits.argmax(dim=1) == labels).float().mean().item(),
+                "lr": self.rate,
+                "length": float(tokens.shape[1]),
+            }
+        )
+        if self.next_token is not None:
+            predicted = self.next_token(out[:, :-1]).flatten(0, 1)
+            return loss + self.optim.next_token_weight * F.cross_entropy(predicted, tokens[:, 1:].flatten())
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log loss and accuracy of a batch, averaged over the windows of one length."""
+        tokens, labels = batch
+        logits = self.model(tokens.long())
+        name = f"val_{tokens.shape[1]}"
+        values = {
+            f"{name}_loss": F.cross_entropy(logits, labels),
+            f"{name}_accuracy": (logits.argmax(dim=1) == labels).float().mean(),
+        }
+        self.log_dict(values, batch_size=len(labels), add_dataloader_idx=False, on_epoch=True, on_step=False)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

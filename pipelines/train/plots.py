@@ -32,6 +32,29 @@ def plot_curves(metrics: Path, picture: Path) -> None:
     figure.savefig(picture, dpi=110)
 
 
+def plot_bits(metrics: Path, picture: Path) -> None:
+    """Draw bits per sample against the step, training smoothed over 25 logged rows, and validation."""
+    from matplotlib.figure import Figure
+
+    series: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for step, name, value in read_metrics(metrics):
+        series[name].append((step, value))
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    if series["bits"]:
+        steps, values = np.array(series["bits"]).T
+        axis.plot(steps, smoothed(values, 25), color="0.6", label="training")
+    if series["val_bits"]:
+        steps, values = np.array(series["val_bits"]).T
+        axis.plot(steps, values, marker=".", label="validation")
+        low = min(values.min(), *(value for _, value in series["bits"]))
+        axis.set_ylim(low - 0.1, max(values.max(), low + 1) + 0.1)  # the first steps would hide the rest
+    axis.set(xlabel="step", ylabel="bits per sample")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+    figure.savefig(picture, dpi=110)
+
+
 def smoothed(values: np.ndarray, width: int) -> np.ndarray:
     """Return the running mean over the last `width` values."""
     sums = np.cumsum(np.insert(values, 0, 0.0))

@@ -5,6 +5,7 @@ One docstring under a field serves the reader, the editor and `--help`. Dotted o
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,57 +14,13 @@ from mamba_seq.config import MambaConfig
 from mamba_seq.data_prep.dna import GenomeDataConfig
 from mamba_seq.data_prep.windows import MAX_WINDOWS
 from mamba_seq.pipelines.errors import RecipeError
+from mamba_seq.pipelines.train.audio_recipe import AudioRecipe
+from mamba_seq.pipelines.train.recipe_fields import BaseRecipe, OptimConfig
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-
-@dataclasses.dataclass(kw_only=True)
-class OptimConfig:
-    """AdamW with linear warm-up and a cosine to `min_lr` (Mamba, appendix E.3)."""
-
-    lr: float = 2e-3
-    """Largest learning rate, reached after the warm-up."""
-    min_lr: float = 1e-5
-    """Learning rate at the last step."""
-    warmup_steps: int = 500
-    """Steps of linear warm-up."""
-    steps: int = 10000
-    """Steps in all."""
-    minutes: float | None = None
-    """Minutes of training that the schedule is fitted to instead of `steps`, which then only bound it: the rate falls
-    as they pass, and the run ends with them. No such run can be repeated step by step."""
-    weight_decay: float = 0.1
-    """Weight decay of matrices; vectors, norms, A_log and D have none."""
-    beta1: float = 0.9
-    """Decay of the first moment."""
-    beta2: float = 0.95
-    """Decay of the second moment."""
-    grad_clip: float = 1.0
-    """Largest norm of the gradient."""
-    next_token_weight: float = 0.0
-    """Weight of an auxiliary loss, the next token's cross-entropy at every position, read off by a matrix that only
-    training has."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"optim.steps is {self.steps}, expected at least 1")
-        if not 0 <= self.warmup_steps <= self.steps:
-            raise ValueError(f"optim.warmup_steps is {self.warmup_steps}, expected 0 to optim.steps = {self.steps}")
-        if self.minutes is not None and not self.minutes > 0:
-            raise ValueError(f"optim.minutes is {self.minutes}, expected above 0, or null for a schedule of steps")
-        if not self.lr > 0:
-            raise ValueError(f"optim.lr is {self.lr}, expected above 0")
-        if not 0 <= self.min_lr <= self.lr:
-            raise ValueError(f"optim.min_lr is {self.min_lr}, expected 0 to optim.lr = {self.lr}")
-        if not self.grad_clip > 0:
-            raise ValueError(f"optim.grad_clip is {self.grad_clip}, expected above 0; inf clips nothing")
-        for name in ("weight_decay", "next_token_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"optim.{name} is {getattr(self, name)}, expected 0 or more")
-        for name in ("beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"optim.{name} is {getattr(self, name)}, expected 0 or more, below 1")
+__all__ = ["AudioRecipe", "BaseRecipe", "EvaluationConfig", "OptimConfig", "Recipe", "read_recipe", "recipe_parser"]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -97,19 +54,9 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(kw_only=True)
-class Recipe:
+class Recipe(BaseRecipe):
     """A training run of a DNA classifier, from folders of genomes to a saved model."""
 
-    name: str
-    """Name of the model, architecture.tag."""
-    summary: str
-    """One sentence for the model's card."""
-    data_source: str
-    """Where the data comes from, for the card."""
-    data_licence: str
-    """The data's licence or terms, for the card."""
-    limits: str = ""
-    """What the model is not good for, for the card."""
     model: MambaConfig
     """The backbone."""
     pooling: Literal["mean", "last", "max"] = "mean"
@@ -118,31 +65,21 @@ class Recipe:
     """Length of a window at prediction, in bases."""
     data: GenomeDataConfig
     """Genomes, splits and windows."""
-    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
-    """Optimiser and schedule."""
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     """Test windows."""
-    start_from: str | None = None
-    """Folder of a saved model of the same sizes and labels whose weights training begins with, to train on."""
-    seed: int = 0
-    """Seed of the weights; the data has its own."""
-    precision: Literal["auto", "32", "bf16"] = "auto"
-    """Arithmetic: auto takes bf16 mixed precision on a GPU and float32 on a CPU."""
-    val_every: int = 500
-    """Steps between two validations."""
-    log_every: int = 20
-    """Steps between two rows of the training log."""
 
     def __post_init__(self) -> None:
-        for name in ("context", "val_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed is {self.seed}, expected 0 to 4294967295")
+        super().__post_init__()
+        if self.context < 1:
+            raise ValueError(f"context is {self.context}, expected at least 1")
 
 
-def recipe_parser() -> "ArgumentParser":
-    """Build the parser that reads a recipe and its dotted overrides."""
+KINDS: dict[str, type[BaseRecipe]] = {"dna": Recipe, "audio": AudioRecipe}
+"""What a recipe's `kind` may be; one that says nothing is of DNA."""
+
+
+def recipe_parser(kind: type[BaseRecipe] = Recipe) -> "ArgumentParser":
+    """Build the parser that reads a recipe of a kind and its dotted overrides."""
     from jsonargparse import ActionConfigFile, ArgumentParser
 
     # without a usage of its own, every mistake would be told below a page of all fields
@@ -155,25 +92,37 @@ def recipe_parser() -> "ArgumentParser":
     parser.add_argument(
         "--config", action=ActionConfigFile, help="a further YAML file whose fields override the recipe's"
     )
-    parser.add_class_arguments(Recipe, nested_key=None)
+    parser.add_class_arguments(kind, nested_key=None)
     return parser
 
 
-def read_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, str]:
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[Any, str]:
     """Read a recipe file with overrides such as ["--optim.lr", "1e-3"]; `--print_config` prints it and exits.
 
     Returns:
-        The recipe, and the YAML text of all its fields.
+        The recipe, a `Recipe` or an `AudioRecipe` as its `kind` says, and the YAML text of all its fields.
 
     Raises:
         RecipeError: for a value out of its range. A field of another name or type ends the process with exit code 2,
             as wrong usage does.
     """
-    parser = recipe_parser()
+    kind = _kind(path)
+    parser = recipe_parser(kind)
     fields = parser.parse_args([f"--config={path}", *overrides])
     text: str = parser.dump(fields)
     try:
         made: Any = parser.instantiate(fields)
-        return Recipe(**{field.name: made[field.name] for field in dataclasses.fields(Recipe)}), text
+        return kind(**{field.name: made[field.name] for field in dataclasses.fields(kind)}), text
     except ValueError as error:
         raise RecipeError(f"{path} with its overrides is no recipe: {error}") from error
+
+
+def _kind(path: Path) -> type[BaseRecipe]:
+    """Return what a recipe file says that it is: the parser must know before it reads the file."""
+    found = re.search(
+        r"""^kind:\s*['"]?([^\s'"#]+)""", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE
+    )
+    kind = found[1] if found is not None else "dna"
+    if kind not in KINDS:
+        raise RecipeError(f"{path} is a recipe of kind {kind!r}, expected {' or '.join(KINDS)}")
+    return KINDS[kind]

@@ -1,11 +1,13 @@
 """A training run and its folder.
 
     RUN/recipe.yaml            every field of the recipe, as it was run
-    RUN/splits.tsv             which regions of which genome were trained on, validated on, tested on
+    RUN/splits.tsv             which regions of which genome, or which sound files, were trained on, validated on,
+                               tested on
     RUN/metrics.csv            step,name,value
     RUN/checkpoints/last.ckpt  weights, optimiser, step and minutes: a run that was killed goes on from here
-    RUN/curves.png             loss and accuracy
-    RUN/baseline.json          the k-mer baseline on the test windows
+                               (in parts, if asked for: see `checkpoint_files`)
+    RUN/curves.png             loss and accuracy, or bits per sample
+    RUN/baseline.json          the baseline on the test data
     RUN/evaluation.json        what the model reaches on them
     RUN/model/                 the saved model with its card: here when everything is done
 
@@ -18,6 +20,7 @@ import signal
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -25,21 +28,18 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from mamba_seq import models_zoo
 from mamba_seq.config import ModelConfig
-from mamba_seq.data_prep.dna import GenomeData
-from mamba_seq.data_prep.errors import DataError
-from mamba_seq.data_prep.genome_windows import EvaluationWindows
-from mamba_seq.data_prep.splits import Splits
 from mamba_seq.errors import ModelError
-from mamba_seq.heads import SequenceClassifier
+from mamba_seq.heads import MODELS
 from mamba_seq.loading import from_pretrained
-from mamba_seq.pipelines.errors import RecipeError
+from mamba_seq.pipelines.train.audio_job import AudioJob
 from mamba_seq.pipelines.train.callbacks import Checkpoint, StopAfter
-from mamba_seq.pipelines.train.finish import finish
-from mamba_seq.pipelines.train.folder import CHECKPOINT, CURVES, METRICS, begin, check_folder
+from mamba_seq.pipelines.train.checkpoint_files import has_checkpoint, whole_checkpoint
+from mamba_seq.pipelines.train.dna_job import DnaJob
+from mamba_seq.pipelines.train.folder import CHECKPOINT, METRICS, begin, check_folder
+from mamba_seq.pipelines.train.job import Job
 from mamba_seq.pipelines.train.metrics import MetricsFile
-from mamba_seq.pipelines.train.module import ClassifierTraining
-from mamba_seq.pipelines.train.plots import plot_curves
-from mamba_seq.pipelines.train.recipe import Recipe, read_recipe
+from mamba_seq.pipelines.train.module import Training
+from mamba_seq.pipelines.train.recipe import AudioRecipe, BaseRecipe, read_recipe
 
 log = logging.getLogger("mamba_seq.train")
 
@@ -52,6 +52,7 @@ def main(
     force: bool = False,
     max_minutes: float | None = None,
     progress: bool = False,
+    checkpoint_mib: float | None = None,
 ) -> Path:
     """Train, or go on training, and write the saved model.
 
@@ -62,62 +63,43 @@ def main(
         force: throw away what a run of the same folder left.
         max_minutes: stop after so long, with a checkpoint; the same command goes on.
         progress: draw a progress bar on stderr.
+        checkpoint_mib: split checkpoints into files of at most so many mebibytes; a run goes on from either form.
 
     Returns:
         The folder of the saved model; the run's folder when it stopped before its last step.
 
     Raises:
         ModelError: for an unknown recipe, a finished run, or a run that another recipe began.
-        DataError: for genomes that cannot be read, or are too few for the recipe.
+        DataError: for data that cannot be read, or are too few for the recipe.
         RecipeError: for a recipe that asks of the data what they cannot give.
     """
     path = Path(recipe) if Path(recipe).is_file() else models_zoo.recipe_path(recipe)
     fields, text = read_recipe(path, overrides)
     run = Path(run)
     check_folder(run, text, force)
-    data = GenomeData(fields.data)
-    tests = prepare_data(data, fields)
-    start = (
-        None if fields.start_from is None else starting_weights(fields.start_from, model_config(fields, data.labels))
-    )
-    begin(run, text, splits_of(data).to_tsv(), force)
+    job: Job = AudioJob(fields) if isinstance(fields, AudioRecipe) else DnaJob(fields)
+    job.prepare()
+    config = job.model_config()
+    start = None if fields.start_from is None else starting_weights(fields.start_from, config)
+    begin(run, text, job.splits(), job.what, force)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # says which devices it sees, and advertises
     L.seed_everything(fields.seed, verbose=False)
-    model = SequenceClassifier(model_config(fields, data.labels))
+    model = MODELS[config.task](config)
+    log.info("%s: %s parameters", fields.name, f"{sum(p.numel() for p in model.parameters()):,}")
     if start is not None:
         model.load_state_dict(start)
-    training = ClassifierTraining(model, fields.optim, fields.log_every, fields.seed)
-    step, minutes = fit(training, data, fields, run, max_minutes, progress)
-    plot_curves(run / METRICS, run / CURVES)
+    part_bytes = None if checkpoint_mib is None else max(1, int(checkpoint_mib * 2**20))
+    checkpoint = Checkpoint(run / CHECKPOINT, part_bytes)
+    training = job.training(model)
+    step = fit(training, job.data, fields, run, checkpoint, max_minutes, progress)
+    minutes = checkpoint.minutes
+    job.draw_curves(run)
     planned = fields.optim.minutes
     if step < fields.optim.steps and (planned is None or minutes < planned):
         end = f"of {fields.optim.steps}" if planned is None else f"after {minutes:.1f} of {planned:g} minutes"
         log.info("stopped at step %d %s; the same command goes on", step, end)
         return run
-    return finish(training.model, fields, data, tests, run, step, minutes)
-
-
-def prepare_data(data: GenomeData, recipe: Recipe) -> list[EvaluationWindows]:
-    """Read and split the genomes, and draw the test windows: what cannot be had is refused before the training."""
-    try:
-        data.setup("fit")
-        data.training_batches()
-        data.val_dataloader()
-        for length in recipe.evaluation.lengths:
-            data.evaluation_windows("train", length, 1)  # for the baseline
-        return [
-            data.evaluation_windows("test", length, count)
-            for length, count in zip(recipe.evaluation.lengths, recipe.evaluation.windows_per_class, strict=True)
-        ]
-    except DataError:
-        raise
-    except ValueError as error:
-        raise RecipeError(f"the recipe's data section cannot be used: {error}") from error
-
-
-def splits_of(data: GenomeData) -> Splits:
-    """Return every stretch of training, validation and test, those of separate test genomes too."""
-    return Splits(tuple(i for i in data.splits.intervals if i.split != "test") + tuple(data.test_intervals))
+    return job.finish(training.model, run, step, minutes)
 
 
 def starting_weights(folder: str, config: ModelConfig) -> dict[str, torch.Tensor]:
@@ -142,29 +124,36 @@ def starting_weights(folder: str, config: ModelConfig) -> dict[str, torch.Tensor
     return saved.state_dict()
 
 
-def model_config(recipe: Recipe, labels: list[str]) -> ModelConfig:
-    """Return the config of the model that a recipe trains."""
-    from mamba_seq.data_prep.alphabet import DNA
-
-    return ModelConfig(
-        task="sequence-classification",
-        backbone=recipe.model,
-        vocab_size=len(DNA.symbols),
-        alphabet=DNA.name,
-        labels=labels,
-        context=recipe.context,
-        pooling=recipe.pooling,
-    )
-
-
 def fit(
-    training: ClassifierTraining, data: GenomeData, recipe: Recipe, run: Path, max_minutes: float | None, progress: bool
-) -> tuple[int, float]:
-    """Train from the last checkpoint, if there is one; return how many steps are done in all, and in what minutes."""
-    checkpoint = Checkpoint(run / CHECKPOINT)
+    training: Training,
+    data: Any,
+    recipe: BaseRecipe,
+    run: Path,
+    checkpoint: Checkpoint,
+    max_minutes: float | None,
+    progress: bool,
+) -> int:
+    """Train from the last checkpoint, if there is one; return how many steps are done in all."""
+    if not has_checkpoint(checkpoint.path):
+        return fit_from(None, training, data, recipe, run, checkpoint, max_minutes, progress)
+    with whole_checkpoint(checkpoint.path) as resume:
+        return fit_from(resume, training, data, recipe, run, checkpoint, max_minutes, progress)
+
+
+def fit_from(
+    resume: Path | None,
+    training: Training,
+    data: Any,
+    recipe: BaseRecipe,
+    run: Path,
+    checkpoint: Checkpoint,
+    max_minutes: float | None,
+    progress: bool,
+) -> int:
+    """Do what `fit` does, from the checkpoint in a file."""
     gpu = torch.cuda.is_available()
     mixed = recipe.precision == "bf16" or (recipe.precision == "auto" and gpu)
-    start = resumed_step(checkpoint.path)
+    start = 0 if resume is None else resumed_step(resume, checkpoint.path)
     data.start_step = start
     callbacks: list[Callback] = [checkpoint]
     training.minutes = lambda: checkpoint.minutes
@@ -192,13 +181,12 @@ def fit(
         default_root_dir=run,
     )
     metrics.trainer = trainer
-    resume = str(checkpoint.path) if checkpoint.path.is_file() else None
     handler = signal.getsignal(signal.SIGINT)
     with warnings.catch_warnings():
         # windows are made fast enough without worker processes
         warnings.filterwarnings("ignore", ".* does not have many workers")
         try:
-            trainer.fit(training, datamodule=data, ckpt_path=resume, weights_only=True)
+            trainer.fit(training, datamodule=data, ckpt_path=None if resume is None else str(resume), weights_only=True)
         except SystemExit:
             if not trainer.interrupted:
                 raise
@@ -206,19 +194,21 @@ def fit(
             signal.signal(signal.SIGINT, handler)
             raise KeyboardInterrupt from None
     checkpoint.save(trainer)
-    return trainer.global_step, checkpoint.minutes
+    return trainer.global_step
 
 
-def resumed_step(checkpoint: Path) -> int:
-    """Return the number of steps that a checkpoint has behind it; 0 when there is none.
+def resumed_step(file: Path, checkpoint: Path) -> int:
+    """Return the number of steps that a checkpoint has behind it.
+
+    Args:
+        file: that holds it.
+        checkpoint: what it is called, for messages.
 
     Raises:
         ModelError: when it cannot be read.
     """
-    if not checkpoint.is_file():
-        return 0
     try:
-        step: int = torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]
+        step: int = torch.load(file, map_location="cpu", weights_only=True)["global_step"]
     except Exception as error:  # torch names no type for what may be wrong with a file
         raise ModelError(
             f"{checkpoint} cannot be read as a checkpoint: {(str(error).splitlines() or [repr(error)])[0]}; "

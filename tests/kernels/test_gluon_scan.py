@@ -54,6 +54,24 @@ def test_equals_its_plain_twin_at_every_run(
         assert relative_error(got[name], expected) < (1e-5 if dtype == torch.float32 else 8e-3), name
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("B", "L", "D"), [(2, 1000, 96), (1, 63, 40), (1, 2049, 64), (24, 130, 1024)])
+def test_few_states_and_room_of_the_caller(B: int, L: int, D: int) -> None:
+    """With states kept far apart, y once more and dz beside something else in a wider tensor."""
+    plain = implementation("selective_scan", "triton")
+    arguments, state, dy, dstate = draw(B, L, D, 16, 1, torch.bfloat16, True)
+    want = run(plain, arguments, state, dy, dstate)
+    y, _, saved = plain.forward(*arguments, state, keep_for_backward=True, sparse=True)
+    assert saved[0].nbytes < y.nbytes or L < 128
+    room, again = torch.full((B, L, 2 * D), 7.0, dtype=dy.dtype, device="cuda"), torch.full_like(y, float("nan"))
+    got = plain.backward(dy, dstate, saved, *arguments, state, dz=room[..., D:], y=again)
+    assert relative_error(again, y) < 8e-3  # sums over states in another order
+    assert torch.equal(room[..., D:], got[6])
+    assert bool((room[..., :D] == 7).all())
+    for name, gradient in zip(NAMES, got, strict=True):
+        assert relative_error(gradient, want[name]) < 1e-3, name
+
+
 def draw(
     B: int, L: int, D: int, N: int, G: int, dtype: torch.dtype, full: bool
 ) -> tuple[tuple[Any, ...], Tensor | None, Tensor, Tensor | None]:
@@ -128,6 +146,6 @@ def test_kernels_compile_for_a_gpu_that_is_not_here() -> None:
     assert ran.returncode == 0, ran.stderr[-2000:]
     kernels = json.loads(ran.stdout)
     for name, kernel in kernels.items():
-        assert kernel["shared"] <= 25_000, name  # nine programs a multiprocessor
+        assert kernel["shared"] <= 228 * 1024 // 8 - 1024, name  # eight a multiprocessor, and what each reserves
         assert kernel["wide_loads"], name  # rows come in 16 bytes a lane
     assert kernels["summary"]["shared"] < kernels["outputs"]["shared"] < kernels["gradients"]["shared"]

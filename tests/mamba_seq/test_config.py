@@ -1,12 +1,14 @@
 """Configs refuse what makes no sense, and the public surface is what it says."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import mamba_seq
-from mamba_seq import MambaConfig, ModelConfig
+from mamba_seq import MambaConfig, ModelConfig, ModelError, SaShiMiConfig
 from mamba_seq.config import TASKS
 
 
@@ -88,6 +90,41 @@ def test_only_a_language_model_has_an_output_matrix_to_untie() -> None:
             continue
         with pytest.raises(ValueError, match=f"tie_embeddings is false, expected true for {task}"):
             ModelConfig(task=task, tie_embeddings=False, **fields)
+
+
+def test_a_model_of_sound_says_codec_and_rate(tmp_path: Path) -> None:
+    fields = {"task": "language-model", "vocab_size": 256, "tie_embeddings": False, "labels": ["one"]}
+    backbone = SaShiMiConfig(d_model=8, n_layer=[1, 2], pool=[16], ssm=["complex", "selective"], ff=2)
+    config = ModelConfig(backbone=backbone, codec="mu-law-8bit-minmax", sample_rate=16000, **fields)
+    (tmp_path / "config.json").write_text(config.to_json())
+    assert json.loads(config.to_json())["backbone"]["architecture"] == "sashimi"
+    assert ModelConfig.from_json_file(tmp_path / "config.json") == config
+    for half in ({"codec": "mu-law-8bit-minmax"}, {"sample_rate": 16000}):
+        with pytest.raises(ValueError, match=r"codec is .* and sample_rate .*, expected both, or none"):
+            ModelConfig(backbone=backbone, **half, **fields)
+
+
+def test_a_config_of_before_is_read(tmp_path: Path) -> None:
+    """A stack has no field that says that it is one."""
+    old = {
+        "task": "language-model",
+        "backbone": {"d_model": 8, "n_layer": 2, "ssm": "complex", "d_state": 4, "norm": "layer"},
+        "vocab_size": 5,
+        "alphabet": "dna",
+        "labels": [],
+    }
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    config = ModelConfig.from_json_file(tmp_path / "config.json")
+    assert config.backbone == MambaConfig(d_model=8, n_layer=2, ssm="complex", d_state=4, norm="layer")
+    assert "architecture" not in json.loads(config.to_json())["backbone"]
+    for backbone, message in [
+        ({**old["backbone"], "pool": [2]}, "has fields that mamba-seq .* does not know: pool"),
+        ({"architecture": "tree", "d_model": 8}, "architecture is 'tree', expected 'sashimi'"),
+        ({"architecture": "sashimi", "d_model": "8"}, "d_model is '8', expected int"),
+    ]:
+        (tmp_path / "config.json").write_text(json.dumps({**old, "backbone": backbone}))
+        with pytest.raises(ModelError, match=message):
+            ModelConfig.from_json_file(tmp_path / "config.json")
 
 
 def test_every_task_has_a_model() -> None:

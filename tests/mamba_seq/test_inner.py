@@ -45,7 +45,10 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             y.copy_(cpu.forward(*arguments, keep_for_backward=False)[0])
         return tuple(found)
 
-    writing = SimpleNamespace(forward=forward, backward=backward, WRITES_INTO=True)
+    def can_repeat(u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None, sparse: bool) -> bool:
+        return sparse
+
+    writing = SimpleNamespace(forward=forward, backward=backward, can_repeat=can_repeat, WRITES_INTO=True)
     monkeypatch.setattr(function, "implementation", lambda op, backend: writing)
     return told
 

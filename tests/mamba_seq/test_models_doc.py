@@ -28,6 +28,9 @@ def test_python_blocks_do_what_they_say(names: dict[str, Any]) -> None:
         assert torch.isfinite(names["loss"])
         assert len(names["texts"]) == 2
         assert all(0 <= i < 4 for text in names["texts"] for i in text)
+    elif "whole" in names:
+        assert names["state"].position == 50
+        assert relative_error(names["logits"], names["whole"][:, -1]) <= 1e-4
     else:
         assert names["packed"].shape == (3, 2)
         assert relative_error(names["packed"], names["alone"]) <= 1e-5

@@ -30,7 +30,7 @@ OPTIONS = {
         *["--model", "--output", "--format", "--min-probability", *READING, "--min-length", "--strict"],
     ],
     ("evaluate",): ["--model", "--output", "--format", "--lengths", "--per-class", "--splits", *READING],
-    ("train",): ["--output", "--force", "--max-minutes"],
+    ("train",): ["--output", "--force", "--max-minutes", "--checkpoint-mib"],
     ("zoo",): [],
     ("zoo", "list"): [],
     ("zoo", "show"): ["--json"],

@@ -1,0 +1,295 @@
+"""Clips of sound as batches of levels: an endless seeded stream for training, and fixed lists for evaluation.
+
+Every training clip is a function of (seed, its number) and every batch of (seed, its step) alone: a run may stop and go
+on at any step, and neither the number of workers nor that of processes changes what a step sees. A file that turns out
+to be damaged when it is read is named once and another is drawn in its place.
+
+Shapes: B batch, L length of a clip in samples.
+"""
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from mamba_seq.data_prep.audio_files import AudioFile, Skipped
+from mamba_seq.data_prep.audio_io import read_audio
+from mamba_seq.data_prep.codecs import Codec, Levels, Samples
+from mamba_seq.data_prep.errors import DataError, TooFewData
+
+log = logging.getLogger(__name__)
+
+IGNORED = -100
+"""A target that does not count: torch's `ignore_index`."""
+NO_LABEL = -1
+TRIES = 100  # draws of a clip before giving up on finding a file that can be read
+
+Draw = Literal["file", "length", "label"]
+
+
+class AudioBatch(NamedTuple):
+    """Clips of a codec's levels."""
+
+    levels: Tensor
+    """(B, L) uint8, int32 above 8 bits; silence after the end of a clip."""
+    lengths: Tensor
+    """Number of samples of each clip (B,) int64."""
+    labels: Tensor
+    """Class of each clip (B,) int64, -1 for none."""
+
+
+class Clip(NamedTuple):
+    """Levels of one clip (at most L,), and its class."""
+
+    levels: Levels
+    label: int
+
+
+def inputs_and_targets(batch: AudioBatch, silence: int) -> tuple[Tensor, Tensor]:
+    """What a model reads and what it shall say, (B, L) int64 each.
+
+    The input is the clip one sample later, behind a level of silence, and silence after its end; the targets are the
+    clip itself, `IGNORED` after its end.
+    """
+    levels = batch.levels.long()
+    inside = torch.arange(levels.shape[1], device=levels.device) < batch.lengths[:, None]
+    inputs = torch.nn.functional.pad(levels[:, :-1], (1, 0), value=silence)
+    return inputs, levels.masked_fill(~inside, IGNORED)
+
+
+class Sounds:
+    """The samples of files at one rate: from memory, or from disk by seeking.
+
+    Args:
+        files: The files.
+        sample_rate: Samples a second of what is read.
+        in_memory: Read all files now. Those that are damaged are then known, and out of the list.
+        threads: That many files are decoded at a time.
+
+    Attributes:
+        files: Those that can be read, as far as is known.
+        skipped: Those that cannot, of the ones that were read now.
+        lengths: Number of samples of each, at `sample_rate`.
+    """
+
+    def __init__(self, files: Sequence[AudioFile], sample_rate: int, in_memory: bool, threads: int = 8) -> None:
+        self.sample_rate = sample_rate
+        self.files = list(files)
+        self.skipped: list[Skipped] = []
+        self._samples: list[Samples] | None = None
+        if in_memory:
+            with ThreadPoolExecutor(threads) as pool:
+                found = list(pool.map(self._decode, self.files))
+            self.skipped = [each for each in found if isinstance(each, Skipped)]
+            self.files = [f for f, each in zip(self.files, found, strict=True) if not isinstance(each, Skipped)]
+            self._samples = [each for each in found if not isinstance(each, Skipped)]
+        self.lengths = np.array([file.info.length(sample_rate) for file in self.files], dtype=np.int64)
+        # shared with workers: what one finds out all know, and the main process can count
+        self._damaged = torch.zeros(len(self.files), dtype=torch.bool).share_memory_()
+
+    def read(self, index: int, start: int, length: int) -> Samples | None:
+        """`length` samples of a file from `start` on, cut off at its end; None if it cannot be read.
+
+        Why is logged the first time.
+        """
+        if self._damaged[index]:
+            return None
+        if self._samples is not None:
+            return self._samples[index][start : start + length]
+        try:
+            return read_audio(self.files[index].path, self.sample_rate, start, length)
+        except DataError as error:
+            if not self._damaged[index]:
+                self._damaged[index] = True
+                log.warning("left out from now on: %s", error)
+            return None
+
+    @property
+    def damaged(self) -> list[AudioFile]:
+        """Files that some process tried to read in vain."""
+        return [file for file, bad in zip(self.files, self._damaged.tolist(), strict=True) if bad]
+
+    def _decode(self, file: AudioFile) -> Samples | Skipped:
+        try:
+            return read_audio(file.path, self.sample_rate)
+        except DataError as error:
+            return Skipped(file.path, str(error))
+
+
+class TrainingClips(Dataset[Clip]):
+    """Training clips by number: a file is drawn, and of one that is longer than a clip a place in it.
+
+    Args:
+        sounds: Where they come from.
+        indices: Numbers of the files to draw from.
+        labels: The class of each file of `sounds`.
+        codec: Makes levels of samples; its scaling is that of each clip by itself.
+        length: Samples of a clip, at most.
+        draw: "file": pass after pass over the files, each in an order of its own; "length": every place is as likely as
+            any other; "label": a class, then a file of it.
+        seed: Chooses all of it.
+
+    Raises:
+        TooFewData: There is no file.
+    """
+
+    def __init__(
+        self,
+        sounds: Sounds,
+        indices: Sequence[int],
+        labels: Sequence[int],
+        codec: Codec,
+        length: int,
+        draw: Draw = "file",
+        seed: int = 0,
+    ) -> None:
+        if not len(indices):
+            raise TooFewData("there is no sound file to train on; hold out smaller parts, or add files")
+        self.seed = seed
+        self._sounds = sounds
+        self._indices = np.asarray(indices)
+        self._labels = labels
+        self._codec = codec
+        self._length = length
+        self._draw = draw
+        places = np.maximum(1, sounds.lengths[self._indices] - length + 1)
+        self._cumulative = np.cumsum(places.astype(np.float64))
+        own = np.array([labels[i] for i in self._indices])
+        self._by_label = [self._indices[own == label] for label in np.unique(own)]
+        self._pass: tuple[int, np.ndarray] | None = None
+
+    def __getitem__(self, number: int) -> Clip:
+        """The levels and the class of a clip."""
+        rng = np.random.default_rng((self.seed, number))
+        for attempt in range(TRIES):
+            index = self._file(rng, number, attempt)
+            spare = int(self._sounds.lengths[index]) - self._length
+            start = int(rng.integers(spare + 1)) if spare > 0 else 0
+            samples = self._sounds.read(index, start, self._length)
+            if samples is not None:
+                return Clip(self._codec.encode(samples), self._labels[index])
+        raise TooFewData(
+            f"{TRIES} sound files in a row could not be read, {self._sounds.files[index].path} the last; "
+            "see the warnings before this, and take the damaged files away"
+        )
+
+    def _file(self, rng: np.random.Generator, number: int, attempt: int) -> int:
+        if self._draw == "label":
+            those = self._by_label[int(rng.integers(len(self._by_label)))]
+            return int(those[rng.integers(len(those))])
+        if self._draw == "length":
+            at = int(np.searchsorted(self._cumulative, rng.random() * self._cumulative[-1], side="right"))
+            return int(self._indices[min(at, len(self._indices) - 1)])
+        if attempt:  # instead of a damaged file
+            return int(self._indices[rng.integers(len(self._indices))])
+        which, place = divmod(number, len(self._indices))
+        if self._pass is None or self._pass[0] != which:
+            self._pass = which, np.random.default_rng((self.seed, which, 1)).permutation(self._indices)
+        return int(self._pass[1][place])
+
+
+class ClipBatches(IterableDataset[AudioBatch]):
+    """Batches without end, from `start_step` on. Load it with `DataLoader(batches, batch_size=None)`.
+
+    Args:
+        clips: Where the clips come from.
+        length: Samples that a clip is filled up to.
+        silence: The level it is filled up with.
+        batch_size: Clips of a batch.
+        start_step: The first step.
+        rank: Number of this process, which gets clips of its own.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self,
+        clips: TrainingClips,
+        length: int,
+        silence: int,
+        batch_size: int,
+        start_step: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.clips = clips
+        self.start_step = start_step
+        self._length = length
+        self._silence = silence
+        self._batch_size = batch_size
+        self._rank = rank
+        self._world_size = world_size
+
+    def __iter__(self) -> Iterator[AudioBatch]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker is not None else (0, 1)
+        for i in itertools.count(self.start_step + first, step):
+            yield self.batch(i)
+
+    def batch(self, step: int) -> AudioBatch:
+        """The batch of a step."""
+        first = (step * self._world_size + self._rank) * self._batch_size
+        numbers = range(first, first + self._batch_size)
+        return collate([self.clips[number] for number in numbers], self._length, self._silence)
+
+
+class EvaluationClips(Dataset[Clip]):
+    """A fixed list of clips: files from end to end in pieces of `length`, and of all pieces at most so many.
+
+    A piece that cannot be read is a clip without samples, so that none of its targets counts.
+
+    Args:
+        sounds: Where they come from.
+        indices: Numbers of the files.
+        labels: The class of each file of `sounds`.
+        codec: Makes levels of samples.
+        length: Samples of a piece; the last one of a file may have fewer.
+        most: How many pieces to take, drawn by a seed that is always the same; 0 for all.
+    """
+
+    def __init__(
+        self,
+        sounds: Sounds,
+        indices: Sequence[int],
+        labels: Sequence[int],
+        codec: Codec,
+        length: int,
+        most: int = 0,
+    ) -> None:
+        self._sounds, self._labels, self._codec, self._length = sounds, labels, codec, length
+        self.pieces = [(int(i), start) for i in indices for start in range(0, int(sounds.lengths[i]), length)]
+        if 0 < most < len(self.pieces):
+            chosen = np.random.default_rng(0).choice(len(self.pieces), most, replace=False)
+            self.pieces = [self.pieces[i] for i in sorted(chosen.tolist())]
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def __getitem__(self, number: int) -> Clip:
+        """The levels and the class of a piece."""
+        index, start = self.pieces[number]
+        samples = self._sounds.read(index, start, self._length)
+        if samples is None:
+            samples = np.zeros(0, dtype=np.float32)
+        return Clip(self._codec.encode(samples), self._labels[index])
+
+    def source(self, number: int) -> str:
+        """The collection that a piece is of."""
+        return self._sounds.files[self.pieces[number][0]].source
+
+
+def collate(clips: Sequence[Clip], length: int, silence: int) -> AudioBatch:
+    """A batch of clips, each filled up with silence."""
+    wide = any(clip.levels.dtype != np.uint8 for clip in clips)
+    levels = np.full((len(clips), length), silence, dtype=np.int32 if wide else np.uint8)
+    for row, clip in zip(levels, clips, strict=True):
+        row[: len(clip.levels)] = clip.levels
+    lengths = torch.tensor([len(clip.levels) for clip in clips], dtype=torch.int64)
+    return AudioBatch(
+        torch.from_numpy(levels), lengths, torch.tensor([clip.label for clip in clips], dtype=torch.int64)
+    )

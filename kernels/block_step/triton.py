@@ -1,0 +1,259 @@
+"""The launches of a step through a stack of blocks, prepared once for weights and states that stay where they are.
+
+`_triton_kernels.py` says how a step is computed. Where all programs fit the GPU at once, a stack is one launch; else,
+and in Triton's interpreter, each block is two (`enter` and `leave`).
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from mamba_seq.kernels._dispatch import multiprocessor_count, triton_interpreted
+from mamba_seq.kernels.block_step import _triton_kernels, _triton_tiles
+from mamba_seq.kernels.block_step.reference import BlockWeights, FinalNorm
+
+TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+ALIGNED = 16  # bytes
+LARGEST_TILE = 32768  # elements of the input projection that a program holds
+
+
+class Launch(NamedTuple):
+    """How a step of one sequence is spread over programs."""
+
+    channels: int
+    """Channels of the scan a program, a power of two."""
+    warps: int
+    resident: bool
+    """One launch a stack, whose programs wait for each other; otherwise two a block, or three of tiles."""
+    rows: int = 1
+    """Sequences a group of programs; tiles of several are multiplied as such, and are at least 16."""
+
+
+def choose_launch(M: int, D: int, batch: int, device: torch.device) -> Launch:
+    """Return the settings for a width, a number of channels and of sequences.
+
+    Narrow blocks are a program each, with nothing to wait for; of wide ones a program takes what streams from the
+    second-level cache while it waits.
+    """
+    padded = triton.next_power_of_2(D)
+    channels = min(padded, max(16, 8192 // triton.next_power_of_2(M)))
+    programs = triton.cdiv(D, channels) * batch
+    alone = channels >= D
+    fits = programs <= multiprocessor_count(device) and not triton_interpreted()
+    return Launch(channels, 8, alone or fits)
+
+
+def pays(M: int, D: int, batch: int, device: torch.device) -> bool:
+    """Tell whether a step is faster here than in separate operators: while every program finds a place at once."""
+    return batch > 0 and triton.next_power_of_2(M) * 16 <= LARGEST_TILE and choose_launch(M, D, batch, device).resident
+
+
+def why_not(blocks: Sequence[BlockWeights], states: Sequence[tuple[Tensor, Tensor]], like: Tensor) -> str | None:
+    """Give the reason that the kernels do not run a stack of blocks, or None."""
+    first = blocks[0]
+    M = first.out_weight.shape[0]
+    N = first.A_log.shape[1]
+    if like.dtype == torch.float64 or first.in_weight.dtype == torch.float64:
+        return "float64 runs on the reference only"
+    if triton.next_power_of_2(M) * 16 > LARGEST_TILE:
+        return f"blocks of width {M} are not small: the widest has {LARGEST_TILE // 16}"
+    if N > 256 or first.dt_weight.shape[1] > 256:
+        return "the state or the rank of delta is larger than 256"
+    pattern = [t is None for t in first]
+    for block, (conv_state, ssm_state) in zip(blocks, states, strict=True):
+        if any(
+            (a is None) != gone or (a is not None and b is not None and (a.shape != b.shape or a.dtype != b.dtype))
+            for a, b, gone in zip(block, first, pattern, strict=True)
+        ):
+            return "the blocks are not of one shape and type"
+        if conv_state.stride() != states[0][0].stride() or ssm_state.stride() != states[0][1].stride():
+            return "the states of the blocks do not lie in memory in one way"
+        if conv_state.dtype != states[0][0].dtype:
+            return "the states of the blocks are of several types"
+        for name, weight in zip(BlockWeights._fields, block, strict=True):
+            if weight is None:
+                continue
+            if not weight.is_contiguous() or weight.data_ptr() % ALIGNED:
+                return f"{name} is not contiguous from a multiple of {ALIGNED} bytes on"
+            if name not in ("dt_bias", "A_log", "D") and weight.dtype != first.in_weight.dtype:
+                return f"{name} has not the type of in_weight"
+    return None
+
+
+def addresses(blocks: Sequence[BlockWeights], states: Sequence[tuple[Tensor, Tensor]]) -> tuple[int, ...]:
+    """Return where weights and states of all blocks lie, in the order of the kernels' table; 0 for what is not."""
+    found: list[int] = []
+    for block, state in zip(blocks, states, strict=True):
+        found += [0 if t is None else t.data_ptr() for t in (*block, *state)]
+        found.append(0)
+    return tuple(found)
+
+
+def key_of(
+    like: Tensor,
+    states: Sequence[tuple[Tensor, Tensor]],
+    blocks: Sequence[BlockWeights],
+    norm: str,
+    eps: float,
+    final_norm: FinalNorm | None,
+) -> tuple[Any, ...]:
+    """Return what a prepared step depends on; weights of other values at the same addresses are no other weights."""
+    conv_state, ssm_state = states[0]
+    final = () if final_norm is None else (*(t if t is None else t.data_ptr() for t in final_norm[:2]), final_norm.eps)
+    kinds = (like.dtype, like.shape, conv_state.dtype, conv_state.stride(), ssm_state.stride(), norm, eps, final)
+    shapes = tuple(None if t is None else (t.dtype, t.shape) for t in blocks[0])
+    return *kinds, shapes, addresses(blocks, states)
+
+
+class Prepared:
+    """A step of a stack of blocks, for weights and states at fixed addresses.
+
+    It holds no reference to them: the caller does, and compares `key` with `key_of` what it has where they may have
+    moved.
+    """
+
+    def __init__(
+        self,
+        like: Tensor,
+        states: Sequence[tuple[Tensor, Tensor]],
+        blocks: Sequence[BlockWeights],
+        norm: str,
+        eps: float,
+        final_norm: FinalNorm | None,
+        launch: Launch | None = None,
+    ) -> None:
+        first = blocks[0]
+        batch, M = like.shape
+        D, N = first.A_log.shape
+        R, K = first.dt_weight.shape[1], first.conv_weight.shape[1]
+        self.launch = launch or choose_launch(M, D, batch, like.device)
+        self.key = key_of(like, states, blocks, norm, eps, final_norm)
+        parts = triton.cdiv(D, self.launch.channels)
+        padded = {
+            "M_PADDED": triton.next_power_of_2(M),
+            "N_PADDED": triton.next_power_of_2(N),
+            "R_PADDED": triton.next_power_of_2(R),
+        }
+        self.layers, self.batch, self.parts = len(blocks), batch, parts
+        self.eps, self.final_norm = eps, final_norm
+        self.out_dtype = like.dtype if final_norm is None else final_norm.weight.dtype
+        device = like.device
+        self.table = torch.tensor(self.key[-1], dtype=torch.int64).to(device)
+        row = 2 * (padded["R_PADDED"] + padded["N_PADDED"])
+        self.projected = torch.empty(batch * parts * row, dtype=torch.float32, device=device)
+        self.added = torch.empty(batch * parts * padded["M_PADDED"], dtype=torch.float32, device=device)
+        self.counters = torch.zeros(2 * batch, dtype=torch.int32, device=device)
+        self.conv_strides, self.ssm_strides = states[0][0].stride(), states[0][1].stride()
+        self.sizes = {"M": M, "D": D, "N": N, "R": R}
+        self.cut = {**padded, "PARTS": parts, "PARTS_PADDED": triton.next_power_of_2(parts)}
+        self.types = {"W": TYPES[first.in_weight.dtype]}
+        self.stream_type = {"STREAM": TYPES[like.dtype]}
+        self.entry = {
+            "K": K,
+            "CONV": TYPES[states[0][0].dtype],
+            "NORM_HAS_BIAS": first.norm_bias is not None,
+            "HAS_CONV_BIAS": first.conv_bias is not None,
+        }
+        self.kind = {"LAYER_NORM": norm == "layer"}
+        self.bias = {"PROJ_BIAS": first.in_bias is not None}
+        self.final = {
+            "FINAL": final_norm is not None,
+            "FINAL_HAS_BIAS": final_norm is not None and final_norm.bias is not None,
+        }
+        self.block = {"BLOCK_D": self.launch.channels}
+
+    def __call__(self, residual: Tensor) -> Tensor:
+        """Advance the blocks by one position of the residual stream (B, M), changing their states in place."""
+        out = torch.empty((self.batch, self.sizes["M"]), dtype=self.out_dtype, device=residual.device)
+        weight, bias, final_eps = self.final_norm or (None, None, 0.0)
+        with torch.cuda.device_of(residual):
+            if self.launch.rows > 1:
+                self._in_tiles(out, residual, weight, bias, final_eps)
+            elif self.launch.resident:
+                _triton_kernels.stack[(self.batch * self.parts,)](
+                    out, residual, self.table, self.projected, self.added, self.counters, weight, bias,
+                    *residual.stride(), *self.conv_strides, *self.ssm_strides, self.eps, final_eps,
+                    LAYERS=self.layers, **self.sizes, **self.cut, **self.block, **self.types, **self.stream_type,
+                    **self.entry, **self.kind, **self.bias, **self.final, num_warps=self.launch.warps,
+                    launch_cooperative_grid=self.parts > 1,
+                )  # fmt: skip
+            else:
+                self._in_halves(out, residual, weight, bias, final_eps)
+        return out
+
+    def _in_halves(
+        self, out: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, final_eps: float
+    ) -> None:
+        """Launch two kernels a block; what stays in registers otherwise goes through memory."""
+        M, D = self.sizes["M"], self.sizes["D"]
+        stream = torch.empty((2, self.batch, M), dtype=torch.float32, device=residual.device)
+        stream[0] = residual
+        held = torch.empty((self.batch, 2, D), dtype=torch.float32, device=residual.device)
+        grid, warps = (self.batch * self.parts,), self.launch.warps
+        for layer in range(self.layers):
+            _triton_kernels.enter[grid](
+                stream, self.table, held, self.projected, self.added, layer, self.batch, *self.conv_strides, self.eps,
+                **self.sizes, **self.cut, **self.block, **self.types, **self.stream_type, **self.entry, **self.kind,
+                **self.bias, num_warps=warps,
+            )  # fmt: skip
+            _triton_kernels.leave[grid](
+                self.table, held, self.projected, self.added, layer, *self.ssm_strides,
+                **self.sizes, **self.cut, **self.block, **self.types, num_warps=warps,
+            )  # fmt: skip
+        _triton_kernels.end[(self.batch,)](
+            out, stream, self.table, self.added, weight, bias, self.layers, self.batch, final_eps, M=M,
+            M_PADDED=self.cut["M_PADDED"], PARTS=self.parts, PARTS_PADDED=self.cut["PARTS_PADDED"],
+            **self.types, **self.stream_type, **self.kind, **self.bias, **self.final, num_warps=warps,
+        )  # fmt: skip
+
+    def _in_tiles(
+        self, out: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, final_eps: float
+    ) -> None:
+        """Launch a kernel a stack, or three a block, of groups of programs that serve several sequences each."""
+        M, D = self.sizes["M"], self.sizes["D"]
+        rows, warps = self.launch.rows, self.launch.warps
+        stream = torch.empty((self.batch, M), dtype=torch.float32, device=residual.device)
+        stream.copy_(residual)
+        inner, gates = torch.empty((2, self.batch, D), dtype=torch.float32, device=residual.device)
+        smallest = 16  # of a product of tiles
+        group = {"PARTS": self.parts, "ROWS": rows}
+        width = max(smallest, triton.next_power_of_2(triton.cdiv(M, self.parts)))
+        state = {
+            "N_PADDED": max(smallest, self.cut["N_PADDED"]),
+            "R_PADDED": max(smallest, self.cut["R_PADDED"]),
+            "CHUNK": min(64, max(smallest, triton.next_power_of_2(D))),
+        }
+        padded = {"M_PADDED": max(smallest, self.cut["M_PADDED"])}
+        precision = {"PRECISION": "tf32x3"}
+        enter = {"M": M, "D": D, **padded, **group, **self.block, **self.types, **self.entry, **self.kind, **self.bias}
+        middle = {**self.sizes, **state, **group, **self.block, **self.types, **precision}
+        del middle["M"]
+        leave = {"M": M, "D": D, **group, "BLOCK_M": width, "CHUNK": state["CHUNK"], **self.types, **self.stream_type}
+        leave |= {**self.bias, **precision}
+        grid = (triton.cdiv(self.batch, rows) * self.parts,)
+        if self.launch.resident:
+            _triton_tiles.stack[grid](
+                stream, self.table, inner, gates, self.counters, self.batch, *self.conv_strides, *self.ssm_strides,
+                self.eps, LAYERS=self.layers, **(enter | middle | leave), num_warps=warps,
+                launch_cooperative_grid=True,
+            )  # fmt: skip
+        else:
+            for layer in range(self.layers):
+                _triton_tiles.enter[grid](
+                    stream, self.table, inner, gates, layer, self.batch, *self.conv_strides, self.eps,
+                    **enter, **precision, num_warps=warps,
+                )  # fmt: skip
+                _triton_tiles.middle[grid](
+                    self.table, inner, gates, layer, self.batch, *self.ssm_strides, **middle, num_warps=warps
+                )
+                _triton_tiles.leave[grid](stream, self.table, gates, layer, self.batch, **leave, num_warps=warps)
+        # nothing is left to add: no layer is named
+        _triton_kernels.end[(self.batch,)](
+            out, stream, self.table, self.added, weight, bias, 0, self.batch, final_eps, M=M,
+            M_PADDED=self.cut["M_PADDED"], PARTS=self.parts, PARTS_PADDED=self.cut["PARTS_PADDED"],
+            **self.types, **self.stream_type, **self.kind, **self.bias, **self.final, num_warps=4,
+        )  # fmt: skip
