@@ -14,7 +14,6 @@ import datetime
 import functools
 import gc
 import math
-import platform
 import statistics
 import sys
 import time
@@ -27,8 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mamba_seq.kernels import causal_conv1d, selective_scan
-from mamba_seq.kernels._numba import compiled, run_kernel, worker_count
-from mamba_seq.kernels._simd import LANES, exp2, floats, load, store
+from mamba_seq.pipelines.bench._floor_cpu import EXPS, TASKS, loop_of_exponentials
+from mamba_seq.pipelines.errors import CheckError
+from mamba_seq.pipelines.info import cpu_name
 
 RESULTS = Path(__file__).parent / "results" / "cpu_scan.csv"
 COLUMNS = (
@@ -40,8 +40,6 @@ FORWARD_CASES = ((1, 100_000, 256, 16), (8, 2048, 256, 16))
 BACKWARD_CASES = ((1, 10_000, 256, 16), (8, 1024, 256, 16))
 CONV_CASE = (1, 100_000, 256, 4)
 ROUNDS, OURS_PER_ROUND = 3, 3
-EXPS, EXP_TASKS = 2048, 64
-"""Floats of a task that does nothing but exponentials: 8 KB in and 8 KB out; and how many tasks."""
 
 
 def main() -> None:
@@ -51,7 +49,10 @@ def main() -> None:
     grouped = functools.partial(causal_conv1d, activation="silu", backend="reference")
     verify({"scan": scan, "loop": loop, "loop, exp ahead": loop_exp_ahead}, loop, scan_inputs(2, 150, 40, 16))
     verify({"conv": conv, "conv1d": grouped}, grouped, conv_inputs(2, 150, 40, 4))
-    verify_exps()
+    try:
+        loop_of_exponentials()  # they are checked there
+    except CheckError as error:
+        sys.exit(str(error))
     for shape in FORWARD_CASES:
         ours, *peers = (functools.partial(time_forward, f, scan_inputs(*shape)) for f in (scan, loop, loop_exp_ahead))
         compare("selective_scan", "forward", shape, ours, "torch loop", peers[0])
@@ -146,36 +147,11 @@ def time_backward(function: Callable[..., Tensor], inputs: dict[str, Tensor]) ->
     return 1e3 * (time.perf_counter() - start)
 
 
-@compiled
-def exps_kernel(x: int, y: int, repeats: int, first_task: int, last_task: int, scratch: int) -> None:
-    """Write 2^x of EXPS floats to y, `repeats` times a task; every task has its own rows of x and y."""
-    for task in range(first_task, last_task):
-        x_, y_ = floats(x + 4 * EXPS * task), floats(y + 4 * EXPS * task)
-        for _ in range(repeats):
-            for i in range(0, EXPS, LANES):
-                store(y_, i, exp2(load(x_, i)))
-
-
-def run_exps(x: Tensor, y: Tensor, repeats: int) -> None:
-    workers = worker_count()
-    run_kernel(exps_kernel, (x.data_ptr(), y.data_ptr(), repeats), len(x), torch.empty(workers, 1))
-
-
-def verify_exps() -> None:
-    x = -torch.rand(EXP_TASKS, EXPS)
-    y = torch.zeros_like(x)
-    run_exps(x, y, 1)
-    error = (y / torch.exp2(x.double()) - 1).abs().max().item()
-    if not error < 1e-6:
-        sys.exit(f"exponentials are off by {error:.1e} of their value; nothing was timed")
-
-
 def time_exps(shape: tuple[int, ...]) -> float:
     """Time as many exponentials as a scan of this shape has state updates."""
-    x = -torch.rand(EXP_TASKS, EXPS)
-    y = torch.zeros_like(x)
+    loop, _ = loop_of_exponentials(repeats=math.prod(shape) // (EXPS * TASKS))
     start = time.perf_counter()
-    run_exps(x, y, math.prod(shape) // x.numel())
+    loop()
     return 1e3 * (time.perf_counter() - start)
 
 
@@ -210,14 +186,6 @@ def compare(
         if new:
             writer.writerow(COLUMNS)
         writer.writerow(row)
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or "unknown"
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 if __name__ == "__main__":

@@ -19,3 +19,7 @@ class RecipeError(PipelineError):
 
 class ScoringError(PipelineError):
     """A model gave something that is not a score."""
+
+
+class CheckError(PipelineError):
+    """Two things that are to be compared do not compute the same."""

@@ -73,6 +73,11 @@ def mixed_precision(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
 
 
+def use(device: torch.device) -> AbstractContextManager[object]:
+    """Give the context in which `device` is the current one of its kind, as Triton's launches want it."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
 def cores() -> int:
     """Return the number of CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -28,6 +28,15 @@ def test_links_lead_somewhere(target: str) -> None:
     assert (ROOT / target).exists()
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/operators.md"])
+def test_figures_are_there_for_light_and_dark_pages(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    figures = re.findall(r'(?:src|srcset)="([^"]+)"', text)
+    assert [name.split(".")[-2] for name in figures] == ["dark", "light"]
+    for name in figures:
+        assert ((ROOT / page).parent / name).is_file()
+
+
 def test_files_of_the_reading_order_are_there() -> None:
     order = README.split("## Reading order")[1]
     folder = Path()

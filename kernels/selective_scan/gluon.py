@@ -16,39 +16,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mamba_seq.kernels._dispatch import multiprocessor_count
 from mamba_seq.kernels._launch import Launcher, cdiv
 from mamba_seq.kernels.selective_scan import _gluon_backward, _gluon_forward
+from mamba_seq.kernels.selective_scan.settings import Launch, settings_for
 
 TILE = 16  # steps of a tile; the backward pass starts each from a kept state
 SPARSE = 8  # tiles between kept states where all of them would take too much memory
 MOST_KEPT = 1 << 30  # bytes of states kept at every tile
-WARPS = 12  # that a multiprocessor holds of the larger kernels
 
 SCAN_CHUNKS = Launcher(_gluon_forward.scan_chunks)
 PASS_STATES = Launcher(_gluon_forward.pass_states)
 ADJOINT_CHUNKS = Launcher(_gluon_backward.adjoint_chunks)
 GRADIENTS_OF_CHUNKS = Launcher(_gluon_backward.gradients)
 SUM_PARTIALS = Launcher(_gluon_backward.sum_partials)
-
-
-class Launch(NamedTuple):
-    """How a kernel spreads states over lanes: a lane owns SN states of SD channels."""
-
-    SD: int
-    SN: int
-    warps: int
-    steps: int
-    """Steps in one stretch of code."""
-    registers: int | None
-    """Most registers of a lane; fewer let more warps run at a time."""
-
-
-WIDE = Launch(2, 8, 1, 4, None)  # fewest instructions a state
-NARROW = Launch(1, 4, 4, 4, None)  # four times as many warps, where batch and channels are few
-MIDDLE = Launch(1, 8, 2, 4, 128)
-GRADIENTS = Launch(2, 8, 1, 2, None)
-GRADIENTS_NARROW = Launch(1, 8, 1, 4, None)
 
 
 def runs(u: Tensor, A: Tensor, B: Tensor, C: Tensor, cu_seqlens: Tensor | None) -> bool:
@@ -84,7 +64,7 @@ def forward(
     with torch.cuda.device_of(u):
         if n_chunks > 1:
             states = between_chunks(inputs, n_chunks)
-            sums = scan(inputs, WIDE, chunk, states)
+            sums = scan(inputs, settings_for(u.device).wide, chunk, states)
             pass_states(states, sums, inputs.A, initial_state, reverse=False)
         else:
             states = around_chunk(inputs, 0, initial_state)
@@ -123,9 +103,9 @@ def backward(
         every = spacing(kept, length)
         if every > TILE:
             starts, kept = kept, new_kept(u, A, TILE)
-            scan(inputs, WIDE, every, starts, y=y, kept=kept)
+            scan(inputs, settings_for(u.device).wide, every, starts, y=y, kept=kept)
         elif y is not None:
-            scan(inputs, WIDE, TILE, kept, y=y)
+            scan(inputs, settings_for(u.device).wide, TILE, kept, y=y)
         if n_chunks > 1:
             adjoints = between_chunks(inputs, n_chunks)
             sums = summarise_adjoints(dy, inputs, chunk, adjoints)
@@ -158,29 +138,35 @@ def plan_forward(u: Tensor, N: int) -> tuple[Launch, int]:
     A single chunk pays every exponential once, but its warps must be enough to hide the latency of a step.
     """
     B, L, D = u.shape
+    settings = settings_for(u.device)
     states = B * D * N // 16
-    if L <= 4 * TILE:
-        return NARROW, L
-    if states < 10_000:
-        return WIDE, chunk_length(u, N)
-    return (NARROW if states < 14_000 else MIDDLE if states < 40_000 else WIDE), L
+    if settings.shortest_chunk >= L:
+        return settings.narrow, L
+    if states < settings.one_piece:
+        return settings.wide, chunk_length(u, N)
+    if states < settings.wide_from:
+        return (settings.narrow if states < settings.middle_from else settings.middle), L
+    return settings.wide, L
 
 
 def plan_backward(u: Tensor, N: int) -> tuple[Launch, int]:
     """Choose how the gradients are computed, and the length of a chunk."""
     B, L, D = u.shape
+    settings = settings_for(u.device)
     states = B * D * N // 16
-    if states < 14_000 and L > 4 * TILE:
-        return GRADIENTS, chunk_length(u, N)
-    return (GRADIENTS if states > 30_000 or N > 16 else GRADIENTS_NARROW), L
+    if states < settings.gradients_one_piece and settings.shortest_chunk < L:
+        return settings.gradients, chunk_length(u, N)
+    wide = states > settings.gradients_wide_above or N > 16
+    return (settings.gradients if wide else settings.gradients_narrow), L
 
 
 def chunk_length(u: Tensor, N: int) -> int:
     """Return a length of chunks that gives every multiprocessor several rounds of warps, and few states to pass on."""
     B, L, D = u.shape
     programs = B * cdiv(D, 512 // N) * L
-    wanted = programs // (3 * WARPS * multiprocessor_count(u.device))
-    return min(max(2 ** (max(wanted, 1).bit_length() - 1), 4 * TILE), 512)
+    settings = settings_for(u.device)
+    wanted = programs // (settings.rounds * settings.warps * settings.multiprocessors)
+    return min(max(2 ** (max(wanted, 1).bit_length() - 1), settings.shortest_chunk), settings.longest_chunk)
 
 
 @functools.cache  # asked at every call
@@ -306,11 +292,12 @@ def summarise_adjoints(dy: Tensor, inputs: Inputs, chunk: int, adjoints: Tensor)
     """
     B, L, D = dy.shape
     sums = adjoints.new_empty((B, cdiv(L, chunk), D))
+    wide = settings_for(dy.device).wide
     ADJOINT_CHUNKS(
-        inputs.programs(WIDE, chunk),
+        inputs.programs(wide, chunk),
         dy, inputs.delta, inputs.A, inputs.C, inputs.gate, inputs.bias, adjoints, sums,
         *dy.stride()[:2], *inputs.delta.stride()[:2], *inputs.gate.stride()[:2], *inputs.C.stride()[:3],
-        *inputs.sizes(chunk), B, **inputs.switches(WIDE),
+        *inputs.sizes(chunk), B, **inputs.switches(wide),
     )  # fmt: skip
     return sums
 

@@ -17,6 +17,7 @@ SUBCOMMANDS = {
     "zoo": "mamba_seq.pipelines.cli.zoo:zoo",
     "convert": "mamba_seq.pipelines.cli.convert:convert",
     "info": "mamba_seq.pipelines.cli.info:info",
+    "bench": "mamba_seq.pipelines.cli.bench:bench",
 }
 
 mamba_seq = LazyGroup(

@@ -1,10 +1,5 @@
-"""The Gluon kernels of the scan: against their plain twin on a GPU, and compiled for one without."""
+"""The Gluon kernels of the scan against their plain twin, on a GPU. `test_settings.py` compiles them without one."""
 
-import json
-import os
-import subprocess
-import sys
-import textwrap
 from typing import Any
 
 import pytest
@@ -97,55 +92,3 @@ def run(
     gradients = module.backward(dy, dstate, saved, *arguments, state)
     named = {"y": y, "final_state": final_state, **dict(zip(NAMES, gradients, strict=True))}
     return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-
-# Compiling needs no GPU. In a process of its own: in this one Triton may be its interpreter.
-COMPILE = """
-    import json, re
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.experimental.gluon._runtime import GluonASTSource
-    from mamba_seq.kernels.selective_scan import _gluon_backward, _gluon_forward, gluon
-
-    FLOAT32 = {"A", "D", "bias", "states", "sums", "kept", "adjoints", "dBC", "weights"}
-    ACTIVATIONS = {"u", "delta", "B", "C", "z", "y", "dy", "du", "ddelta", "dz"}
-    STRIDES = ("_batch", "_row", "_group", "channels", "width")
-
-    def compiled(kernel, launch, **switches):
-        shape = {"N": 16, "SD": launch.SD, "SN": launch.SN, "BLOCK_D": gluon.block_of(launch, 16), "T": gluon.TILE}
-        how = {"SOFTPLUS": True, "HAS_Z": True, "STEPS": launch.steps, "num_warps": launch.warps}
-        switches = {**shape, **how, **switches}
-        names = kernel.arg_names
-        kinds = {n: "*fp32" if n in FLOAT32 else "*bf16" if n in ACTIVATIONS else "i32" for n in names}
-        signature = {n: "constexpr" if n in switches else kinds[n] for n in names}
-        constants = {(names.index(n),): value for n, value in switches.items()}
-        aligned = [n for n in names if signature[n].startswith("*") or n.endswith(STRIDES)]
-        attributes = {(names.index(n),): [["tt.divisibility", 16]] for n in aligned}
-        source = GluonASTSource(kernel, signature, constants, attributes)
-        options = {"num_warps": launch.warps, "maxnreg": launch.registers}
-        binary = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
-        loads = re.findall(r"ld\\.global[.\\w]*\\.v4", binary.asm["ptx"])
-        return {"shared": binary.metadata.shared, "wide_loads": len(loads)}
-
-    forward, backward = _gluon_forward.scan_chunks, _gluon_backward
-    print(json.dumps({
-        "summary": compiled(forward, gluon.WIDE, OUTPUTS=False, KEEP=False),
-        "outputs": compiled(forward, gluon.WIDE, OUTPUTS=True, KEEP=True),
-        "narrow": compiled(forward, gluon.NARROW, OUTPUTS=True, KEEP=False),
-        "adjoints": compiled(backward.adjoint_chunks, gluon.WIDE),
-        "gradients": compiled(backward.gradients, gluon.GRADIENTS),
-    }))
-"""
-
-
-def test_kernels_compile_for_a_gpu_that_is_not_here() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(COMPILE)], capture_output=True, text=True, env=environment, check=False
-    )
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    kernels = json.loads(ran.stdout)
-    for name, kernel in kernels.items():
-        assert kernel["shared"] <= 228 * 1024 // 8 - 1024, name  # eight a multiprocessor, and what each reserves
-        assert kernel["wide_loads"], name  # rows come in 16 bytes a lane
-    assert kernels["summary"]["shared"] < kernels["outputs"]["shared"] < kernels["gradients"]["shared"]

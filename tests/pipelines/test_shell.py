@@ -20,7 +20,7 @@ from mamba_seq.pipelines import cli
 from mamba_seq.pipelines.cli import _failures, _shell
 from mamba_seq.pipelines.cli._shell import Settings
 
-COMMANDS = ["classify", "evaluate", "train", "zoo", "convert", "info"]
+COMMANDS = ["classify", "evaluate", "train", "zoo", "convert", "info", "bench"]
 COMMON = ["--quiet", "--verbose", "--seed", "--device", "--threads", "--debug", "--version", "--help"]
 READING = ["--strand", "--context", "--stride", "--max-windows", "--batch-tokens"]
 # a frozen list: an option that is new, renamed or gone is a change that users see, and belongs in the changelog
@@ -36,7 +36,10 @@ OPTIONS = {
     ("zoo", "show"): ["--json"],
     ("zoo", "export"): [],
     ("convert",): ["--to"],
-    ("info",): [],
+    ("info",): ["--no-compile"],
+    ("bench",): [
+        *["--output", "--quick", "--shape", "--lengths", "--d-state", "--dtype", "--op", "--direction", "--peer"],
+    ],
 }
 
 
@@ -69,7 +72,8 @@ def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"
         "from mamba_seq.pipelines.cli import main\n"
-        "for words in ('--help', 'classify --help', 'train --help', 'evaluate --help', 'zoo', 'x', 'info --bad'):\n"
+        "for words in ('--help', 'classify --help', 'train --help', 'evaluate --help', 'zoo', 'x', 'info --bad', "
+        "'bench --help'):\n"
         "    main(words.split())\n"
         "heavy = {'torch', 'numpy', 'numba', 'triton', 'lightning', 'jsonargparse', 'rich', 'Bio', 'huggingface_hub'}\n"
         "sys.exit(str(sorted(heavy & set(sys.modules))) if heavy & set(sys.modules) else 0)\n"
