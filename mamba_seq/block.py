@@ -181,7 +181,9 @@ class Mamba(RecurrentLayer):
         if is_plain(self.in_proj) and is_plain_norm(norm) and self._runs_inside(residual, keep, mask, state):
             check_layout(residual, mask, cu_seqlens)
             xz, residual = normed_projection(residual, norm, self.in_proj)
-            return residual, self._inside(xz, mask, state, return_state, cu_seqlens, keep)
+            # float64 weights make another type of the stream's, which runs on the reference
+            run = self._inside if xz.dtype != torch.float64 else self._mix
+            return residual, run(xz, mask, state, return_state, cu_seqlens, keep)
         hidden = normed(residual, norm, computing_type(residual.device.type, norm.weight))
         return residual, self.forward(hidden, mask, state, return_state, cu_seqlens, keep)
 

@@ -137,3 +137,14 @@ def test_eps_of_a_normalisation(eps: float | None) -> None:
     torch.nn.init.eye_(layer.weight)
     x = 1e-3 * torch.randn(3, 8)
     assert relative_error(normed.normed_projection(x, norm, layer)[0], norm(x)) <= 1e-5
+
+
+def test_float64_weights_on_a_float32_stream() -> None:
+    backbone = random_backbone().double()
+    hidden = torch.randn(1, 9, 12)
+    want = gradients(backbone, hidden)
+    backbone.recompute = "inner"
+    got = gradients(backbone, hidden)
+    for name, tensor in want.items():
+        assert got[name].dtype == tensor.dtype
+        assert relative_error(got[name], tensor) <= (1e-6 if name == "hidden" else 1e-12), name
