@@ -26,16 +26,20 @@ class Launcher:
     """A kernel of `triton.jit` or `gluon.jit`, launched as `launcher(grid, arguments..., CONSTANT=...)`.
 
     Arguments that are no compile-time constants are positional, as the kernel has them, and are tensors, integers or
-    None. The device is the current one.
+    None. The device is the current one. Triton's interpreter, which compiles nothing, is called as always.
     """
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
         self._specialised = [not parameter.do_not_specialize for parameter in getattr(kernel, "params", ())]
         self._known: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
+        self._interpreted = type(kernel).__name__ == "InterpretedFunction"
 
     def __call__(self, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
         """Launch the kernel on a grid of one to three sizes."""
+        if self._interpreted:
+            self.kernel[grid](*arguments, **constants)
+            return
         values: list[Any] = []
         key: list[Any] = [torch.cuda.current_device(), *constants.values()]
         for argument, specialised in zip(arguments, self._specialised, strict=False):

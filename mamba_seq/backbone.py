@@ -17,6 +17,7 @@ from mamba_seq.cache_chunks import chunk_length
 from mamba_seq.config import MambaConfig
 from mamba_seq.fused_step import fused_step
 from mamba_seq.inner import Keep
+from mamba_seq.normed import normed
 from mamba_seq.padding import at_least_float32, check_layout
 from mamba_seq.s4 import S4Layer
 
@@ -110,7 +111,7 @@ class Backbone(nn.Module):
             else:
                 residual, after = self._run(*arguments)
             new_state += after
-        out = self.norm(residual.to(self.norm.weight.dtype))
+        out = normed(residual, self.norm)
         return (out, new_state) if return_state else out
 
     def _in_segments(
@@ -149,8 +150,8 @@ class Backbone(nn.Module):
                 )
                 carried = after if carries else None
             new_state += after
-        normed = [checkpoint(self._normalise, piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
-        out = normed[0] if len(normed) == 1 else torch.cat(normed, dim=1)
+        outs = [checkpoint(normed, piece, self.norm, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
+        out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
         return (out, new_state) if return_state else out
 
     def _in_chunks(
@@ -223,10 +224,6 @@ class Backbone(nn.Module):
             return "autograd"
         return "everything" if self.recompute == "segments" or self._checkpoints() else "little"
 
-    def _normalise(self, residual: Tensor) -> Tensor:
-        out: Tensor = self.norm(residual.to(self.norm.weight.dtype))
-        return out
-
     def _group_size(self) -> int:
         """Return how many blocks run at once: those between two checkpoints, or all."""
         return int(self.gradient_checkpointing) if self._checkpoints() else len(self.layers)
@@ -268,10 +265,9 @@ class ResidualBlock(nn.Module):
         """Take and return the residual stream (B, L, d_model), and the block's state if asked for."""
         out: Any
         if isinstance(self.mixer, Mamba):
-            out = self.mixer.forward_normed(residual, self.norm, mask, state, return_state, cu_seqlens, keep)
+            residual, out = self.mixer.forward_normed(residual, self.norm, mask, state, return_state, cu_seqlens, keep)
         else:
-            normed = self.norm(residual.to(self.norm.weight.dtype))
-            out = self.mixer(normed, mask, state, return_state, cu_seqlens)
+            out = self.mixer(normed(residual, self.norm), mask, state, return_state, cu_seqlens)
         if return_state:
             return residual + self.dropout(out[0]), out[1]
         return residual + self.dropout(out)
