@@ -17,6 +17,7 @@ another, and for more programs than a GPU can hold at once.
 A layer's weights do not depend on its input: they are asked for a phase ahead, and wait in registers. They are read
 where the model has them, through a table of addresses.
 """
+# ruff: noqa: RUF005
 # mypy: ignore-errors
 
 import triton

@@ -10,6 +10,7 @@ A group of PARTS programs serves ROWS sequences. A layer is three phases, in eac
 `stack` runs all layers in one launch, where a program waits behind each phase for those of its group; `enter`,
 `middle` and `leave` are launches of one phase, for more programs than a GPU can hold at once, and for the interpreter.
 """
+# ruff: noqa: RUF005
 # mypy: ignore-errors
 
 import triton
