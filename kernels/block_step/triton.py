@@ -1,7 +1,9 @@
 """The launches of a step through a stack of blocks, prepared once for weights and states that stay where they are.
 
 `_triton_kernels.py` says how a step is computed. Where all programs fit the GPU at once, a stack is one launch; else,
-and in Triton's interpreter, each block is two (`enter` and `leave`).
+and in Triton's interpreter, each block is two (`enter` and `leave`), or three of tiles.
+
+Shapes: B batch, M width of the stream.
 """
 
 from collections.abc import Sequence
