@@ -96,7 +96,7 @@ class Backbone(nn.Module):
         chunk = chunk_length(hidden, self.config)
         if cu_seqlens is None and chunk < hidden.shape[1] and not self.training:  # dropout would draw other numbers
             return self._in_chunks(chunk, hidden, mask, state, return_state)
-        residual = self._residual(hidden)
+        residual = self.stream_input(hidden)
         if self._recompute() == "segments":
             length = residual.shape[1] if cu_seqlens is not None else segment_length(residual, self.config)
             return self._in_segments(length, residual, mask, state, return_state, cu_seqlens)
@@ -171,7 +171,7 @@ class Backbone(nn.Module):
     def step(self, hidden: Tensor, state: BackboneState) -> Tensor:
         """Advance every block one position, changing `state` in place; (B, d_model) to (B, d_model), no gradient."""
         self._check_state(state)
-        residual = self._residual(hidden)
+        residual = self.stream_input(hidden)
         fused = fused_step(self, residual, state)
         if fused is not None:
             return fused
@@ -228,7 +228,7 @@ class Backbone(nn.Module):
         """Return how many blocks run at once: those between two checkpoints, or all."""
         return int(self.gradient_checkpointing) if self._checkpoints() else len(self.layers)
 
-    def _residual(self, hidden: Tensor) -> Tensor:
+    def stream_input(self, hidden: Tensor) -> Tensor:
         """Return the input of the stack in the type of its residual stream."""
         if self.config.residual_in_fp32:
             return at_least_float32(hidden)

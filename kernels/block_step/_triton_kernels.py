@@ -17,6 +17,7 @@ another, and for more programs than a GPU can hold at once.
 A layer's weights do not depend on its input: they are asked for a phase ahead, and wait in registers. They are read
 where the model has them, through a table of addresses.
 """
+# ruff: noqa: RUF005
 # mypy: ignore-errors
 
 import triton
@@ -325,11 +326,14 @@ def project_in(
     taps = address(table, layer, CONV_WEIGHT, W) + d * K
     past = tl.load(table + layer * SLOTS + CONV_STATE).to(tl.pointer_type(CONV)) + conv
     u = tl.load(taps + (K - 1), mask=inside, other=0.0).to(tl.float32) * kept.to(tl.float32)
+    values = ()
     for k in tl.static_range(K - 1):
-        value = tl.load(past + k * conv_k, mask=inside, other=0.0)
-        u += tl.load(taps + k, mask=inside, other=0.0).to(tl.float32) * value.to(tl.float32)
-        if k > 0:
-            tl.store(past + (k - 1) * conv_k, value, mask=inside)
+        values = values + (tl.load(past + k * conv_k, mask=inside, other=0.0),)
+        u += tl.load(taps + k, mask=inside, other=0.0).to(tl.float32) * values[k].to(tl.float32)
+    # several threads hold a channel, and each has read its inputs for itself: all do before one of them moves them on
+    tl.debug_barrier()
+    for k in tl.static_range(1, K - 1):
+        tl.store(past + (k - 1) * conv_k, values[k], mask=inside)
     tl.store(past + (K - 2) * conv_k, kept, mask=inside)
     if HAS_CONV_BIAS:
         u += tl.load(address(table, layer, CONV_BIAS, W) + d, mask=inside, other=0.0).to(tl.float32)
@@ -356,6 +360,7 @@ def recur(
     decay = exp2(dt[:, None] * (exp2(a * LOG2E) * -LOG2E))
     h = decay * h + (dt * u)[:, None] * b[None, :]
     state = tl.load(table + layer * SLOTS + SSM_STATE).to(tl.pointer_type(tl.float32)) + ssm
+    tl.debug_barrier()  # a small state is in several threads too
     tl.store(state + d[:, None] * ssm_d + n[None, :] * ssm_n, h, mask=tile)
     y = tl.sum(h * c[None, :], axis=1) + skip * u
     return y * z * sigmoid(z)
