@@ -247,9 +247,10 @@ class LanguageModel(PositionModel):
         known = type(self) is LanguageModel and (type(layers[0]), type(self.output)) in PLAIN
         hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in (*layers, self.backbone))
         scaled = isinstance(self.embedding, nn.Embedding) and self.embedding.max_norm is not None
-        if not known or hooked or scaled or torch.is_autocast_enabled(self.embedding.weight.device.type):
+        matrices = cast("tuple[Tensor, Tensor]", (layers[0].weight, layers[1].weight))
+        if not known or hooked or scaled or torch.is_autocast_enabled(matrices[0].device.type):
             return None
-        return layers[0].weight, layers[1].weight
+        return matrices
 
     def read(self, out: Tensor) -> Tensor:
         """Turn the backbone's outputs (..., d_model) into logits (..., V)."""
