@@ -246,8 +246,8 @@ class Captured:
                 torch.cuda.current_stream().wait_stream(stream)
                 with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                     step()
-                # a graph has addresses only: what it changes lives as long as it does (what it only reads is the caller's)
-                self._kept = (changed, prepared_steps(model))
+                # a graph has addresses only: what they belong to lives as long as it does
+                self._kept = (changed, model, prepared_steps(model))
             finally:
                 for tensor, value in zip(changed, saved, strict=True):
                     tensor.copy_(value)
