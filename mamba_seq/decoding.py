@@ -148,6 +148,7 @@ class TokenLoop:
         hidden = model.backbone.stream_input(embedding[self._token])
         noise = None if sampling[0] == 0 else torch.empty((batch, V), dtype=torch.float32, device=weight.device)
         kernels = implementation("next_token", "triton")
+        self._read = (noise, embedding, weight)  # for as long as the graph does
 
         def step() -> None:
             out = model.backbone.step(hidden, state)
@@ -245,7 +246,8 @@ class Captured:
                 torch.cuda.current_stream().wait_stream(stream)
                 with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                     step()
-                self._kept = prepared_steps(model)
+                # a graph has addresses only: what they belong to lives as long as it does
+                self._kept = (changed, model, prepared_steps(model))
             finally:
                 for tensor, value in zip(changed, saved, strict=True):
                     tensor.copy_(value)

@@ -182,6 +182,7 @@ class Prepared:
             "NORM_HAS_BIAS": first.norm_bias is not None,
             "HAS_CONV_BIAS": first.conv_bias is not None,
         }
+        self.taps = {"K_PADDED": triton.next_power_of_2(K)}
         self.kind = {"LAYER_NORM": norm == "layer"}
         self.bias = {"PROJ_BIAS": first.in_bias is not None}
         self.final = {
@@ -202,7 +203,7 @@ class Prepared:
                     out, residual, self.table, self.projected, self.added, self.counters, weight, bias,
                     *residual.stride(), *self.conv_strides, *self.ssm_strides, self.eps, final_eps,
                     LAYERS=self.layers, **self.sizes, **self.cut, **self.block, **self.types, **self.stream_type,
-                    **self.entry, **self.kind, **self.bias, **self.final, num_warps=self.launch.warps,
+                    **self.entry, **self.taps, **self.kind, **self.bias, **self.final, num_warps=self.launch.warps,
                     launch_cooperative_grid=self.parts > 1,
                 )  # fmt: skip
             else:
@@ -221,8 +222,8 @@ class Prepared:
         for layer in range(self.layers):
             _triton_kernels.enter[grid](
                 stream, self.table, held, self.projected, self.added, layer, self.batch, *self.conv_strides, self.eps,
-                **self.sizes, **self.cut, **self.block, **self.types, **self.stream_type, **self.entry, **self.kind,
-                **self.bias, num_warps=warps,
+                **self.sizes, **self.cut, **self.block, **self.types, **self.stream_type, **self.entry, **self.taps,
+                **self.kind, **self.bias, num_warps=warps,
             )  # fmt: skip
             _triton_kernels.leave[grid](
                 self.table, held, self.projected, self.added, layer, *self.ssm_strides,
