@@ -10,8 +10,6 @@ import lzma
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
 
-import zstandard
-
 
 class Sink(Protocol):
     """Takes bytes."""
@@ -25,7 +23,7 @@ _PACKERS: Final[dict[str, Callable[[Any], Any]]] = {
     ".gz": lambda sink: gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=sink, mtime=0),
     ".bz2": lambda sink: bz2.BZ2File(sink, "wb"),
     ".xz": lambda sink: lzma.LZMAFile(sink, "wb", preset=6),  # noqa: SIM115 - the caller closes it
-    ".zst": lambda sink: zstandard.ZstdCompressor(level=3, write_checksum=True).stream_writer(sink, closefd=False),
+    ".zst": lambda sink: _zstd(sink),
 }
 SUFFIXES: Final = tuple(_PACKERS)
 
@@ -44,3 +42,9 @@ def packed(sink: Sink, name: str) -> Iterator[Sink]:
         return
     with pack(sink) as packing:
         yield packing
+
+
+def _zstd(sink: Any) -> Any:
+    import zstandard  # a small package, but one that most outputs do without
+
+    return zstandard.ZstdCompressor(level=3, write_checksum=True).stream_writer(sink, closefd=False)
