@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from mamba_seq._version import __version__
 from mamba_seq.block_config import SSM_KINDS, BlockConfig, SSMKind, check_kind, check_types
+from mamba_seq.calibration import Calibration
 from mamba_seq.errors import ModelError
 from mamba_seq.sashimi_config import SaShiMiConfig
 
@@ -108,6 +109,12 @@ class ModelConfig:
     complement: list[int] = dataclasses.field(default_factory=list)
     """The token that stands for each token on the other strand, [3, 2, 1, 0, 4] for DNA: a model of whole sequences
     then reads both strands with the same weights and pools them together. Empty: it reads what it is given."""
+    calibration: dict[str, Any] | None = None
+    """Fields of `mamba_seq.calibration.Calibration`: what makes the scores of a classifier probabilities; None where it
+    has not been measured."""
+    taxonomy: dict[str, str] | None = None
+    """For each label its lineage from the domain down to it, such as "2:D:Bacteria;562:S:Escherichia coli"
+    (taxonomy id, rank code, name); None where the labels are no taxa."""
     mamba_seq_version: str = __version__
     """The version that wrote the model."""
 
@@ -153,6 +160,11 @@ class ModelConfig:
                 f"tie_embeddings is false, expected true for {self.task}: only a language model has an output matrix "
                 "to untie"
             )
+        if self.calibration is not None:
+            Calibration.from_fields(self.calibration)
+        if self.taxonomy is not None and set(self.taxonomy) != set(self.labels):
+            odd = sorted(set(self.taxonomy) ^ set(self.labels))[0]
+            raise ValueError(f"taxonomy has other names than labels, {odd!r} is in one of them only")
 
     def _check_complement(self) -> None:
         tokens = self.complement

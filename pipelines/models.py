@@ -10,6 +10,7 @@ from mamba_seq.errors import ModelError, UnknownModelError
 if TYPE_CHECKING:
     import torch
 
+    from mamba_seq.calibration import Calibration
     from mamba_seq.config import ModelConfig
     from mamba_seq.heads import LanguageModel, SequenceClassifier
 
@@ -72,6 +73,31 @@ def _check_input(spec: str, config: "ModelConfig") -> None:
     else:
         return
     raise ModelError(f"model {spec!r} reads {reads}, expected {DNA.name!r}; choose another -m")
+
+
+def calibration_of(spec: str, config: "ModelConfig", novel: float | None = None) -> "Calibration | None":
+    """Return the calibration that a model has stored, or None.
+
+    Args:
+        spec: what `-m` said, for messages.
+        config: of the model.
+        novel: a rate that its thresholds must have, or None.
+
+    Raises:
+        ModelError: when a rate was asked for and there is no threshold for it.
+    """
+    from mamba_seq.calibration import Calibration
+
+    stored = None if config.calibration is None else Calibration.from_fields(config.calibration)
+    if novel is None or (stored is not None and novel in stored.rates):
+        return stored
+    if stored is None or not stored.rates:
+        raise ModelError(
+            f"model {spec!r} is not calibrated, which --novel needs; measure it on genomes of its classes that it has "
+            "not seen: mamba-seq calibrate GENOMES -m MODEL -o FOLDER"
+        )
+    rates = ", ".join(f"{rate:g}" for rate in stored.rates)
+    raise ModelError(f"model {spec!r} has no threshold for --novel {novel:g}; it has those for {rates}")
 
 
 def locate_model(spec: str, pickles: bool = False) -> Path:

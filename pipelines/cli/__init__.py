@@ -14,6 +14,7 @@ SUBCOMMANDS = {
     "classify": "mamba_seq.pipelines.cli.classify:classify",
     "evaluate": "mamba_seq.pipelines.cli.evaluate:evaluate",
     "score": "mamba_seq.pipelines.cli.score:score",
+    "calibrate": "mamba_seq.pipelines.cli.calibrate:calibrate",
     "train": "mamba_seq.pipelines.cli.train:train",
     "zoo": "mamba_seq.pipelines.cli.zoo:zoo",
     "convert": "mamba_seq.pipelines.cli.convert:convert",

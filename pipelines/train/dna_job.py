@@ -56,16 +56,27 @@ class DnaJob:
         return Splits(kept + tuple(self.data.test_intervals)).to_tsv()
 
     def model_config(self) -> ModelConfig:
-        """Return the config of the classifier."""
+        """Return the config of the classifier.
+
+        Raises:
+            RecipeError: when the recipe's taxonomy is that of other labels.
+        """
+        taxonomy, labels = self.recipe.taxonomy, self.data.labels
+        if taxonomy is not None and set(taxonomy) != set(labels):
+            odd = min(set(taxonomy) ^ set(labels))
+            raise RecipeError(
+                f"the recipe's taxonomy and the class folders differ in {odd!r}; give every folder a lineage"
+            )
         return ModelConfig(
             task="sequence-classification",
             backbone=self.recipe.model,
             vocab_size=len(DNA.symbols),
             alphabet=DNA.name,
-            labels=self.data.labels,
+            labels=labels,
             context=self.recipe.context,
             pooling=self.recipe.pooling,
             complement=DNA.complement_codes[: DNA.size].tolist() if self.recipe.equivariant else [],
+            taxonomy=taxonomy,
         )
 
     def training(self, model: Model) -> ClassifierTraining:

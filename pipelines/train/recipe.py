@@ -43,6 +43,8 @@ class EvaluationConfig:
     """Number of windows a class, one figure for each length."""
     max_windows: int = MAX_WINDOWS
     """The most windows of `context` that a test window is read in, evenly spaced; 0 for all."""
+    calibration_windows: int = 100
+    """Validation windows a class that the model is calibrated on, at every length that fits."""
     baseline_windows: int = 60
     """The fewest windows a class that the k-mer baseline is fitted on, at every length; where 1.5 million bases are
     more windows it gets so many, up to 1,500."""
@@ -59,8 +61,9 @@ class EvaluationConfig:
                 raise ValueError(f"evaluation.{name} is {figures}, expected at least one figure, each at least 1")
         if self.max_windows < 0:
             raise ValueError(f"evaluation.max_windows is {self.max_windows}, expected 0 for all, or more")
-        if self.baseline_windows < 1:
-            raise ValueError(f"evaluation.baseline_windows is {self.baseline_windows}, expected at least 1")
+        for name in ("calibration_windows", "baseline_windows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluation.{name} is {getattr(self, name)}, expected at least 1")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -69,6 +72,8 @@ class Recipe(DnaRecipe):
 
     task: Literal["sequence-classification"] = "sequence-classification"
     """Tells this recipe from one of a language model."""
+    taxonomy: dict[str, str] | None = None
+    """For each label its lineage, such as "2:D:Bacteria;562:S:Escherichia coli" (taxonomy id, rank code, name)."""
     model: MambaConfig
     """The backbone."""
     pooling: Literal["mean", "last", "max"] = "mean"

@@ -8,6 +8,7 @@
                                (in parts, if asked for: see `checkpoint_files`)
     RUN/curves.png             loss and accuracy, or bits per sample or base
     RUN/baseline.json          the baseline on the test data
+    RUN/calibration.json       the calibration of a classifier on validation windows
     RUN/evaluation.json        what the model reaches on them
     RUN/model/                 the saved model with its card: here when everything is done
 
@@ -120,7 +121,10 @@ def starting_weights(folder: str, config: ModelConfig) -> dict[str, torch.Tensor
         ModelError: when there is none, or it is of other sizes or labels than the recipe's.
     """
     saved = from_pretrained(folder)
-    ours, theirs = (dataclasses.replace(each, context=None, mamba_seq_version="") for each in (config, saved.config))
+    ours, theirs = (
+        dataclasses.replace(each, context=None, calibration=None, taxonomy=None, mamba_seq_version="")
+        for each in (config, saved.config)
+    )
     # neither is a matter of the weights
     theirs.backbone = dataclasses.replace(theirs.backbone, dropout=ours.backbone.dropout)
     different = [

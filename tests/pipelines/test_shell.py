@@ -20,17 +20,21 @@ from mamba_seq.pipelines import cli
 from mamba_seq.pipelines.cli import _failures, _shell
 from mamba_seq.pipelines.cli._shell import Settings
 
-COMMANDS = ["classify", "evaluate", "score", "train", "zoo", "convert", "info", "bench"]
+COMMANDS = ["classify", "evaluate", "score", "calibrate", "train", "zoo", "convert", "info", "bench"]
 COMMON = ["--quiet", "--verbose", "--seed", "--device", "--threads", "--debug", "--version", "--help"]
 READING = ["--strand", "--context", "--stride", "--max-windows", "--batch-tokens"]
 # a frozen list: an option that is new, renamed or gone is a change that users see, and belongs in the changelog
 OPTIONS = {
     (): [],
     ("classify",): [
-        *["--model", "--output", "--format", "--min-probability", *READING, "--min-length", "--strict"],
+        *["--model", "--output", "--format", "--windows", "--kreport", "--report", "--multiqc", "--classified-out"],
+        *["--unclassified-out", "--taxonomy", "--min-probability", "--novel", *READING, "--min-length", "--strict"],
     ],
-    ("evaluate",): ["--model", "--output", "--format", "--lengths", "--per-class", "--splits", *READING],
+    ("evaluate",): [
+        *["--model", "--output", "--format", "--lengths", "--per-class", "--splits", "--novel", "--unknown", *READING],
+    ],
     ("score",): ["--model", "--output", "--format", "--strand", "--context", "--batch-tokens"],
+    ("calibrate",): ["--model", "--output", "--lengths", "--per-class", "--splits", *READING],
     ("train",): ["--output", "--force", "--max-minutes", "--checkpoint-mib"],
     ("zoo",): [],
     ("zoo", "list"): [],
