@@ -1,12 +1,13 @@
 """Times and memory of the Mamba block and of training steps on a GPU, after a check of what is timed.
 
-    PYTHONPATH=. python benchmarks/gpu_block.py [block] [parts] [steps] [--dry]
+    PYTHONPATH=. python benchmarks/gpu_block.py [block] [parts] [steps] [--quick] [--dry]
 
 `block`: one block in bf16, forward and backward, for everything that `Mamba.forward` can keep, beside mamba_ssm's fused
 block (`mamba_inner_fn`, with the product in front of it as its module makes it), where its extensions
 `selective_scan_cuda` and `causal_conv1d_cuda` are installed. `parts`: the kernels of every part of a block alone,
 summed up. `steps`: a training step of language models on one DNA sequence of 1,048,576 bases (float32 weights, bf16
-autocast, 16-bit residual, fused AdamW), for every `Backbone.recompute`; what does not fit has no time.
+autocast, 16-bit residual, fused AdamW), for every `Backbone.recompute`; what does not fit has no time. `--quick`: the
+block alone, as autograd keeps it and as it is by default.
 
 Rows are appended to results/block_<gpu>.csv: medians, with minimum and maximum, in milliseconds; `ratio` is the peer's
 time over ours in the same run; `peak_bytes` is what was allocated at most beyond what was there before, for a step all
@@ -54,10 +55,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     runs: dict[str, Callable[[], list[Row]]] = {"block": run_blocks, "parts": run_parts, "steps": run_steps}
     parser.add_argument("what", nargs="*", help="block, parts or steps; all of them if none is given")
+    parser.add_argument("--quick", action="store_true", help="nothing but the block, with keep autograd and little")
     parser.add_argument("--dry", action="store_true", help="save nothing")
     arguments = parser.parse_args()
     if unknown := set(arguments.what) - runs.keys():
         parser.error(f"{', '.join(sorted(unknown))} is none of {', '.join(runs)}")
+    if arguments.quick:
+        if arguments.what:
+            parser.error(f"--quick runs the block alone, not {', '.join(arguments.what)}: leave one of them out")
+        runs = {"block": lambda: run_blocks(("autograd", "little"))}
     if not torch.cuda.is_available():
         print("This script needs a CUDA device.")
         return 1
@@ -153,8 +159,8 @@ def peer_block(block: Mamba, hidden: Tensor) -> Tensor:
     return out
 
 
-def run_blocks() -> list[Row]:
-    """Time a block for everything it can keep."""
+def run_blocks(keeps: tuple[Keep, ...] = get_args(Keep)[1:]) -> list[Row]:
+    """Time a block for everything it can keep, or for some of it."""
     rows: list[Row] = []
     peer = has_peer()
     for B, L, d_model in SHAPES:
@@ -169,7 +175,7 @@ def run_blocks() -> list[Row]:
             del compare
             clear()
             theirs = measure(block, lambda x, b=block: peer_block(b, x), hidden, dout)
-        for keep in get_args(Keep)[1:]:
+        for keep in keeps:
             clear()
             mine = measure(block, lambda x, b=block, k=keep: b(x, keep=k), hidden, dout)
             for direction in ("forward", "backward", "both"):

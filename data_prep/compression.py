@@ -25,8 +25,12 @@ BUFFER = 256 * 1024
 MAGIC_BYTES = 6
 
 
-def open_input(path: str | os.PathLike[str]) -> io.BufferedReader:
+def open_input(path: str | os.PathLike[str], on_read: Callable[[int], object] | None = None) -> io.BufferedReader:
     """Open `path`, or standard input for "-", for reading decompressed bytes.
+
+    Args:
+        path: File of any of the compressions, or "-".
+        on_read: Called with the number of compressed bytes that were read; never for a plain file.
 
     Raises:
         UnreadableFile: The path is missing, a folder, or may not be read.
@@ -43,8 +47,8 @@ def open_input(path: str | os.PathLike[str]) -> io.BufferedReader:
         for magic, what, advice in _REFUSED:
             if head.startswith(magic):
                 raise NotText(f"{name} is {what}, which is not read here; {advice}")
-        plain = _Prefixed(head, raw)
         kind = next((kind for kind in _COMPRESSIONS if head.startswith(kind.magic)), None)
+        plain = _Prefixed(head, raw, on_read if kind else None)
         return io.BufferedReader(_Inflated(plain, name, kind) if kind else plain, buffer_size=BUFFER)
     except BaseException:
         if raw is not sys.stdin.buffer:
@@ -124,9 +128,10 @@ _REFUSED = (
 class _Prefixed(io.RawIOBase):
     """A stream with the bytes put back that were read to learn what it is; a pipe cannot seek."""
 
-    def __init__(self, head: bytes, rest: BinaryIO) -> None:
+    def __init__(self, head: bytes, rest: BinaryIO, on_read: Callable[[int], object] | None = None) -> None:
         self._head = head
         self._rest = rest
+        self._on_read = on_read
 
     def readable(self) -> bool:
         return True
@@ -137,6 +142,8 @@ class _Prefixed(io.RawIOBase):
         else:
             part = self._rest.read(len(buffer))
         buffer[: len(part)] = part
+        if self._on_read is not None:
+            self._on_read(len(part))
         return len(part)
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ from mamba_seq.data_prep.genome_windows import (
     evaluation_windows,
 )
 from mamba_seq.data_prep.genomes import Cache, Genomes
+from mamba_seq.data_prep.length_warmup import LengthWarmup
 from mamba_seq.data_prep.splits import Interval, Split, Splits, split_by_record, split_by_region
 
 
@@ -35,6 +36,12 @@ class GenomeDataConfig:
     """How often each length is drawn; all equally often by default."""
     batch_tokens: int = 65536
     """Bases in a batch: a batch of windows of length L has batch_tokens // L of them."""
+    length_warmup: list[int] = field(default_factory=list)
+    """Sequence-length warm-up (Mamba, appendix E.3): longest windows of the stages that training begins with,
+    ascending, such as [1024, 2048, 4096]. Batches have as many bases as later; lengths drawn longer are cut to
+    these."""
+    length_warmup_steps: list[int] = field(default_factory=list)
+    """Steps of each of these stages."""
     seed: int = 0
     """Seed of the split and of all windows."""
     split: Literal["region", "record"] = "region"
@@ -152,7 +159,14 @@ class GenomeData(L.LightningDataModule):
         )
         windows = GenomeWindows(places, augmentation, config.seed)
         return TrainingBatches(
-            windows, config.lengths, config.batch_tokens, config.length_weights, start_step, rank, world_size
+            windows,
+            config.lengths,
+            config.batch_tokens,
+            config.length_weights,
+            start_step,
+            rank,
+            world_size,
+            LengthWarmup(config.length_warmup, config.length_warmup_steps),
         )
 
     def evaluation_windows(

@@ -32,23 +32,30 @@ class FastaParser:
                 source.pos = last + 1
                 yield from self._whole_records(text)
                 continue
+            source.begin_record()
             source.pos += 1
             header = source.line()
             self._line_start, self._in_comment = True, False
             record = SequenceRecord(header, kind, next_chunk=self._next_chunk)
             yield record
             record.skip()
+            source.end_record()
 
     def _whole_records(self, text: bytes) -> Iterator[SequenceRecord]:
         """Records that lie in one block: split at once, because a file may hold millions of short ones."""
-        kind = self._kind
+        source, kind = self._source, self._kind
         has_comments = b"\n;" in text
+        source.ahead = len(text) + 1  # the last part still has its line end
         for part in text[1:].split(b"\n>"):
+            source.ahead -= len(part) + 2
+            if source.copy is not None:
+                source.copy(b">%b\n" % part.removesuffix(b"\n"))
             header, _, whole = part.partition(b"\n")
             if has_comments:
                 self._line_start, self._in_comment = True, False
                 whole = self._without_comments(whole, line_start=True)
             yield SequenceRecord(header[:LONGEST_LINE], kind, whole)
+        source.ahead = 0
 
     def _next_chunk(self) -> bytes:
         """More of the record's sequence lines, nothing at its end."""
@@ -56,7 +63,7 @@ class FastaParser:
         while not source.at_end():
             data, pos = source.data, source.pos
             if self._line_start and data[pos] == _HEADER:
-                return b""
+                break
             end = data.find(b"\n>", pos)
             chunk = data[pos : end + 1] if end >= 0 else data[pos:]
             source.pos = pos + len(chunk)
@@ -65,6 +72,7 @@ class FastaParser:
                 chunk = self._without_comments(chunk, line_start)
             if chunk:
                 return chunk
+        source.end_record()
         return b""
 
     def _without_comments(self, chunk: bytes, line_start: bool) -> bytes:

@@ -48,6 +48,7 @@ class FastqParser:
                 continue
             if len(source.data) - source.pos < LONGEST_LINE and source.fill():
                 continue  # the record may be in one piece with the next block
+            source.begin_record()
             source.pos += 1
             header = source.line()
             self._line_start, self._in_sequence, self._bases, self._lines = True, True, 0, 0
@@ -70,9 +71,12 @@ class FastqParser:
             ):
                 break
             pos += len(header) + len(bases) + len(plus) + len(qualities) + 4
+            source.ahead = source.pos - pos
+            if source.copy is not None:
+                source.copy(b"\n".join((header, bases, plus, qualities, b"")))
             record = SequenceRecord(header[1 : LONGEST_LINE + 1], kind, bases)
             yield record
-        source.pos, self._record = pos, record
+        source.pos, source.ahead, self._record = pos, 0, record
 
     def _next_chunk(self) -> bytes:
         """More of the record's sequence lines; at their end the qualities are passed and nothing is returned."""
@@ -86,6 +90,7 @@ class FastqParser:
             self._in_sequence = False
             source.line()
             self._pass_qualities()
+            source.end_record()
             return b""
         end = data.find(b"\n+", pos)
         chunk = data[pos : end + 1] if end >= 0 else data[pos:]

@@ -12,7 +12,11 @@ _END = b"//"
 
 
 class GenbankParser:
-    """Records of a source whose cursor stands at the first LOCUS line. A record without ORIGIN is empty."""
+    """Records of a source whose cursor stands at the first LOCUS line.
+
+    A record without ORIGIN is empty. One that instead says of which other records it is put together (CONTIG), as NCBI
+    sends genomes unless asked for the full record, is refused: its sequence is elsewhere.
+    """
 
     def __init__(self, source: TextSource, alphabet: Alphabet = DNA) -> None:
         self._source = source
@@ -24,16 +28,18 @@ class GenbankParser:
         """One record after another; each is skipped to its end before the next.
 
         Raises:
-            BadRecord: A record does not begin with LOCUS.
+            BadRecord: A record does not begin with LOCUS, or names its parts (CONTIG) instead of its sequence.
             TruncatedFile: The last record has no `//` line.
         """
         source = self._source
         while source.skip_blank():
+            source.begin_record()
             header, has_sequence = self._header()
             self._line_start = True
             if has_sequence:
                 record = SequenceRecord(header, self._kind, next_chunk=self._next_chunk)
             else:
+                source.end_record()
                 record = SequenceRecord(header, self._kind, whole=b"")
             yield record
             record.skip()
@@ -49,7 +55,7 @@ class GenbankParser:
             )
         name = first[5:].split()[:1]
         definition: list[bytes] = []
-        keyword = b""
+        keyword, elsewhere = b"", b""
         while not source.at_end():
             line = source.line()
             keyword = line[:12].strip() or keyword
@@ -57,8 +63,12 @@ class GenbankParser:
                 definition += line[12:].split()
             elif keyword == b"VERSION":
                 name = line[12:].split()[:1] or name
+            elif keyword in (b"CONTIG", b"WGS"):
+                elsewhere = elsewhere or keyword
             elif keyword == b"ORIGIN" or line.startswith(_END):
                 self._name = b"".join(name).decode("utf-8", "replace")
+                if keyword != b"ORIGIN" and elsewhere:
+                    raise self._without_sequence(elsewhere.decode())
                 return b" ".join([*name, *definition]), keyword == b"ORIGIN"
         raise self._truncated()
 
@@ -69,12 +79,20 @@ class GenbankParser:
         data, pos = source.data, source.pos
         if self._line_start and data[pos] == _SLASH:
             source.line()
+            source.end_record()
             return b""
         end = data.find(b"\n/", pos)
         chunk = data[pos : end + 1] if end >= 0 else data[pos:]
         source.pos = pos + len(chunk)
         self._line_start = chunk[-1] == _NEWLINE
         return chunk
+
+    def _without_sequence(self, keyword: str) -> BadRecord:
+        return BadRecord(
+            f"{self._source.name}: GenBank record {self._name!r} has no sequence: a {keyword} line that names other "
+            "records came where ORIGIN was expected; get the full record (in NCBI's browser 'GenBank (full)', through "
+            "efetch rettype=gbwithparts), or its FASTA"
+        )
 
     def _truncated(self) -> TruncatedFile:
         return TruncatedFile(

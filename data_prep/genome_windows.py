@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from mamba_seq.data_prep.alphabet import DNA, Codes
 from mamba_seq.data_prep.errors import TooFewData
 from mamba_seq.data_prep.genomes import Genomes
+from mamba_seq.data_prep.length_warmup import LengthWarmup
 from mamba_seq.data_prep.splits import Interval
 
 TRIES = 100  # draws of a window before giving up on finding one with few enough N
@@ -183,6 +184,7 @@ class TrainingBatches(IterableDataset[tuple[Tensor, Tensor]]):
         start_step: The first step.
         rank: Number of this process, which gets windows of its own.
         world_size: Number of processes.
+        warmup: Longest windows of the first steps; a batch of shorter windows has more of them.
     """
 
     def __init__(
@@ -194,6 +196,7 @@ class TrainingBatches(IterableDataset[tuple[Tensor, Tensor]]):
         start_step: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        warmup: LengthWarmup | None = None,
     ) -> None:
         weights = np.array([1.0] * len(lengths) if length_weights is None else length_weights, dtype=np.float64)
         if not lengths or min(lengths) < 1 or max(lengths) > batch_tokens:
@@ -211,6 +214,8 @@ class TrainingBatches(IterableDataset[tuple[Tensor, Tensor]]):
         self._probabilities = weights / weights.sum()
         self._rank = rank
         self._world_size = world_size
+        self._warmup = warmup if warmup is not None else LengthWarmup([], [])
+        self._shortest = min([*self.lengths, *self._warmup.lengths])
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         worker = get_worker_info()
@@ -221,13 +226,15 @@ class TrainingBatches(IterableDataset[tuple[Tensor, Tensor]]):
     def length_of(self, step: int) -> int:
         """The length of a step's windows, the same in all processes."""
         rng = np.random.default_rng((self.windows.seed, step))
-        return self.lengths[int(rng.choice(len(self.lengths), p=self._probabilities))]
+        drawn = self.lengths[int(rng.choice(len(self.lengths), p=self._probabilities))]
+        longest = self._warmup.longest(step)
+        return drawn if longest is None else min(drawn, longest)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """The batch of a step: tokens (B, L) uint8, labels (B,) int64."""
         length = self.length_of(step)
         n = self.batch_tokens // length
-        first = (step * self._world_size + self._rank) * (self.batch_tokens // min(self.lengths))
+        first = (step * self._world_size + self._rank) * (self.batch_tokens // self._shortest)
         return collate([self.windows[number, length] for number in range(first, first + n)])
 
 

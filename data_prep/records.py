@@ -95,12 +95,14 @@ class SequenceRecord:
 
     def blocks(self) -> Iterator[Codes]:
         """Token ids in order, as read-only arrays (n,) uint8 of at most about 1 Mi each; none for an empty record."""
-        if self._whole is not None:
-            whole, self._whole = self._whole, None
-            codes = self._encode(whole)
-            if codes.size:
-                yield codes
-            return
+        if self._whole is None:
+            return self._streamed()
+        # no generator: a file may hold millions of records of one block
+        whole, self._whole = self._whole, None
+        codes = self._encode(whole)
+        return iter((codes,) if codes.size else ())
+
+    def _streamed(self) -> Iterator[Codes]:
         if self._next_chunk is None:
             raise RuntimeError(
                 f"record {self.name!r} was read before, or the next record was asked for: "

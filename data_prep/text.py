@@ -1,5 +1,6 @@
 """Text in blocks for the sequence parsers: one kind of line end, no byte-order mark, refused when it is not text."""
 
+from collections.abc import Callable
 from typing import BinaryIO
 
 from mamba_seq.data_prep.errors import EmptyFile, NotText
@@ -29,23 +30,55 @@ class TextSource:
     """A cursor over a stream: `data[pos:]` is what was read and not yet used; `fill` reads on.
 
     CR LF and lone CR arrive as LF. Memory is about two blocks, whatever the length of a line.
+
+    Attributes:
+        copy: Takes the text of every record as it is used, for those who write records on; None when nobody does.
+        read: Bytes of text that came, line ends as LF.
+        offset: The same as they came.
+        ahead: Bytes before the cursor that belong to records which have not been handed out.
     """
 
-    def __init__(self, stream: BinaryIO, name: str, block_size: int = BLOCK_SIZE) -> None:
+    def __init__(
+        self, stream: BinaryIO, name: str, block_size: int = BLOCK_SIZE, copy: Callable[[bytes], object] | None = None
+    ) -> None:
         self.name = name
         self.data = b""
         self.pos = 0
+        self.copy = copy
+        self.read = 0
+        self.ahead = 0
+        self._copied: int | None = None  # up to where the record's text in `data` was copied; None between records
         self._stream = stream
         self._block_size = block_size
         self._first = True
         self._held = b""  # a CR at the end of a block: the next block may start with its LF
-        self._offset = 0
+        self.offset = 0
+
+    @property
+    def used(self) -> int:
+        """Bytes of text up to the end of what was handed out."""
+        return self.read - (len(self.data) - self.pos) - self.ahead
+
+    def begin_record(self) -> None:
+        """Copy what is used from the cursor on, if somebody wants copies."""
+        if self.copy is not None:
+            self._copied = self.pos
+
+    def end_record(self) -> None:
+        """Copy what was used up to the cursor, and no more."""
+        if self.copy is not None and self._copied is not None:
+            self.copy(self.data[self._copied : self.pos])
+            self._copied = None
 
     def fill(self) -> bool:
         """Drop what was used and append the next block. False at the end of the stream."""
         block = self._next_block()
         if not block:
             return False
+        if self._copied is not None:
+            self.end_record()
+            self._copied = 0
+        self.read += len(block)
         self.data = self.data[self.pos :] + block if self.pos < len(self.data) else block
         self.pos = 0
         return True
@@ -88,12 +121,12 @@ class TextSource:
             block = self._stream.read(max(self._block_size, 4) if self._first else self._block_size)
             if self._first:
                 self._first = False
-                self._offset = len(block)
+                self.offset = len(block)
                 block = self._checked_first(block)
             else:
                 if b"\0" in block:
-                    raise self.not_text(f"a NUL byte at byte {self._offset + block.index(0) + 1}")
-                self._offset += len(block)
+                    raise self.not_text(f"a NUL byte at byte {self.offset + block.index(0) + 1}")
+                self.offset += len(block)
             if not block:
                 block, self._held = self._held, b""
                 return block.replace(b"\r", b"\n")

@@ -6,11 +6,12 @@ kernel by that: some 80 microseconds of Python for forty arguments, where that o
 with a Triton that is newer than this code.
 """
 
+from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import torch
 import triton
-from torch import Tensor
 
 KNOWN = triton.__version__.startswith("3.6.")  # versions that take a compiled kernel's arguments as written here
 MOST = 4096  # kernels and shapes remembered; beyond, all are forgotten
@@ -25,34 +26,55 @@ def cdiv(size: int, part: int) -> int:
 class Launcher:
     """A kernel of `triton.jit` or `gluon.jit`, launched as `launcher(grid, arguments..., CONSTANT=...)`.
 
-    Arguments that are no compile-time constants are positional, as the kernel has them, and are tensors, integers or
-    None. The device is the current one.
+    Arguments that are no compile-time constants are positional, as the kernel has them: tensors or None, then integers.
+    The device is the current one. Triton's interpreter, which compiles nothing, is called as always.
     """
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
-        self._specialised = [not parameter.do_not_specialize for parameter in getattr(kernel, "params", ())]
         self._known: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
+        self._interpreted = type(kernel).__name__ == "InterpretedFunction"
+        self._tensors: int | None = None
+        self._specialised: Callable[[tuple[int, ...]], tuple[int, ...]] = tuple
 
     def __call__(self, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
         """Launch the kernel on a grid of one to three sizes."""
-        values: list[Any] = []
-        key: list[Any] = [torch.cuda.current_device(), *constants.values()]
-        for argument, specialised in zip(arguments, self._specialised, strict=False):
-            if isinstance(argument, Tensor):
-                pointer = argument.data_ptr()
-                values.append(pointer)
-                key.append(argument.dtype)
-                key.append(pointer % ALIGNED)
-            else:
-                values.append(argument)
-                key.append(argument if specialised or argument is None else argument.bit_length() > 31)
-        found = self._known.get(tuple(key))
+        if self._interpreted:
+            self.kernel[grid](*arguments, **constants)
+            return
+        if self._tensors is None:
+            self._look_at(arguments)
+        tensors, integers = arguments[: self._tensors], arguments[self._tensors :]
+        pointers = [None if t is None else t.data_ptr() for t in tensors]
+        alignment = 0
+        for pointer in pointers:
+            alignment |= pointer or 0
+        key = (
+            torch.cuda.current_device(),
+            *[None if t is None else t.dtype for t in tensors],
+            alignment % ALIGNED and tuple(pointer and pointer % ALIGNED for pointer in pointers),
+            *self._specialised(integers),
+            max(integers) >> 31 and tuple(integer >> 31 for integer in integers),
+            *constants.values(),
+        )
+        found = self._known.get(key)
         if found is None:
-            self._first(tuple(key), grid, arguments, constants)
+            self._first(key, grid, arguments, constants)
         else:
             compiled, constant_values = found
-            compiled[(*grid, 1, 1)](*values, *constant_values)
+            compiled[(*grid, 1, 1)](*pointers, *integers, *constant_values)
+
+    def _look_at(self, arguments: tuple[Any, ...]) -> None:
+        """Find out how many arguments are tensors, and which integers Triton compiles a kernel of its own for."""
+        kinds = [isinstance(argument, int) for argument in arguments]
+        self._tensors = kinds.index(True)
+        assert all(kinds[self._tensors :]), "tensors come before integers"
+        parameters = self.kernel.params[self._tensors : len(arguments)]
+        chosen = [i for i, parameter in enumerate(parameters) if not parameter.do_not_specialize]
+        if chosen:
+            self._specialised = itemgetter(*chosen, chosen[0])  # one more: of a single place it returns no tuple
+        else:
+            self._specialised = lambda integers: ()
 
     def _first(
         self, key: tuple[Any, ...], grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any]

@@ -47,6 +47,12 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 
+def on_its_own(tensor: Tensor) -> Tensor:
+    """Return a result as operators have to: contiguous, and no part of something that another result lies in too."""
+    shared = tensor.untyped_storage().nbytes() != tensor.nbytes
+    return tensor.clone(memory_format=torch.contiguous_format) if shared else tensor.contiguous()
+
+
 def wants_gradient(*tensors: Tensor | None) -> bool:
     """Tell whether autograd will come back for a gradient of any of these."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

@@ -17,6 +17,7 @@ from mamba_seq.cache_chunks import chunk_length
 from mamba_seq.config import MambaConfig
 from mamba_seq.fused_step import fused_step
 from mamba_seq.inner import Keep
+from mamba_seq.normed import normed
 from mamba_seq.padding import at_least_float32, check_layout
 from mamba_seq.s4 import S4Layer
 
@@ -95,7 +96,7 @@ class Backbone(nn.Module):
         chunk = chunk_length(hidden, self.config)
         if cu_seqlens is None and chunk < hidden.shape[1] and not self.training:  # dropout would draw other numbers
             return self._in_chunks(chunk, hidden, mask, state, return_state)
-        residual = self._residual(hidden)
+        residual = self.stream_input(hidden)
         if self._recompute() == "segments":
             length = residual.shape[1] if cu_seqlens is not None else segment_length(residual, self.config)
             return self._in_segments(length, residual, mask, state, return_state, cu_seqlens)
@@ -110,7 +111,7 @@ class Backbone(nn.Module):
             else:
                 residual, after = self._run(*arguments)
             new_state += after
-        out = self.norm(residual.to(self.norm.weight.dtype))
+        out = normed(residual, self.norm)
         return (out, new_state) if return_state else out
 
     def _in_segments(
@@ -149,8 +150,8 @@ class Backbone(nn.Module):
                 )
                 carried = after if carries else None
             new_state += after
-        normed = [checkpoint(self._normalise, piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
-        out = normed[0] if len(normed) == 1 else torch.cat(normed, dim=1)
+        outs = [checkpoint(normed, piece, self.norm, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
+        out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
         return (out, new_state) if return_state else out
 
     def _in_chunks(
@@ -170,7 +171,7 @@ class Backbone(nn.Module):
     def step(self, hidden: Tensor, state: BackboneState) -> Tensor:
         """Advance every block one position, changing `state` in place; (B, d_model) to (B, d_model), no gradient."""
         self._check_state(state)
-        residual = self._residual(hidden)
+        residual = self.stream_input(hidden)
         fused = fused_step(self, residual, state)
         if fused is not None:
             return fused
@@ -223,15 +224,11 @@ class Backbone(nn.Module):
             return "autograd"
         return "everything" if self.recompute == "segments" or self._checkpoints() else "little"
 
-    def _normalise(self, residual: Tensor) -> Tensor:
-        out: Tensor = self.norm(residual.to(self.norm.weight.dtype))
-        return out
-
     def _group_size(self) -> int:
         """Return how many blocks run at once: those between two checkpoints, or all."""
         return int(self.gradient_checkpointing) if self._checkpoints() else len(self.layers)
 
-    def _residual(self, hidden: Tensor) -> Tensor:
+    def stream_input(self, hidden: Tensor) -> Tensor:
         """Return the input of the stack in the type of its residual stream."""
         if self.config.residual_in_fp32:
             return at_least_float32(hidden)
@@ -268,10 +265,9 @@ class ResidualBlock(nn.Module):
         """Take and return the residual stream (B, L, d_model), and the block's state if asked for."""
         out: Any
         if isinstance(self.mixer, Mamba):
-            out = self.mixer.forward_normed(residual, self.norm, mask, state, return_state, cu_seqlens, keep)
+            residual, out = self.mixer.forward_normed(residual, self.norm, mask, state, return_state, cu_seqlens, keep)
         else:
-            normed = self.norm(residual.to(self.norm.weight.dtype))
-            out = self.mixer(normed, mask, state, return_state, cu_seqlens)
+            out = self.mixer(normed(residual, self.norm), mask, state, return_state, cu_seqlens)
         if return_state:
             return residual + self.dropout(out[0]), out[1]
         return residual + self.dropout(out)

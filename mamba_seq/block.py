@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mamba_seq.config import MambaConfig
 from mamba_seq.history import continue_at_first, last_inputs
-from mamba_seq.inner import NO_STEP, Keep, Layout, Weights, as_complex, inside, is_plain, normed_projection, runs_inside
+from mamba_seq.inner import NO_STEP, Keep, Layout, Weights, as_complex, inside, is_plain, runs_inside
 from mamba_seq.kernels import (
     causal_conv1d,
     causal_conv1d_update,
@@ -34,7 +34,9 @@ from mamba_seq.kernels import (
 )
 from mamba_seq.kernels.time_invariant_scan import step_parameters
 from mamba_seq.kernels.time_invariant_scan.initialisation import s4d_lin, s4d_real
+from mamba_seq.normed import Norm, is_plain_norm, normed, normed_projection
 from mamba_seq.padding import check_layout
+from mamba_seq.precision import computing_type
 from mamba_seq.saving import FLOAT32_PARAMETERS
 from mamba_seq.time_invariant import Parameters, scan_packed, scan_padded, scan_whole
 
@@ -165,19 +167,25 @@ class Mamba(RecurrentLayer):
     def forward_normed(
         self,
         residual: Tensor,
-        norm: nn.RMSNorm | nn.LayerNorm,
+        norm: Norm,
         mask: Tensor | None,
         state: MambaState | None,
         return_state: bool,
         cu_seqlens: Tensor | None,
         keep: Keep,
-    ) -> Tensor | tuple[Tensor, MambaState]:
-        """Do what `forward` does on `norm(residual)`, of which only `residual` (B, L, d_model) is kept where it can."""
-        if not (is_plain(self.in_proj) and self._runs_inside(residual, keep, mask, state)):
-            return self.forward(norm(residual.to(norm.weight.dtype)), mask, state, return_state, cu_seqlens, keep)
-        check_layout(residual, mask, cu_seqlens)
-        xz = normed_projection(residual, norm, self.in_proj)
-        return self._mix(xz, mask, state, return_state, cu_seqlens, keep)
+    ) -> tuple[Tensor, Tensor | tuple[Tensor, MambaState]]:
+        """Do what `forward` does on `norm(residual)`, of which only `residual` (B, L, d_model) is kept where it can.
+
+        Returns the residual stream to add to, as `normed_projection` does, and what `forward` returns.
+        """
+        if is_plain(self.in_proj) and is_plain_norm(norm) and self._runs_inside(residual, keep, mask, state):
+            check_layout(residual, mask, cu_seqlens)
+            xz, residual = normed_projection(residual, norm, self.in_proj)
+            # float64 weights make another type of the stream's, which runs on the reference
+            run = self._inside if xz.dtype != torch.float64 else self._mix
+            return residual, run(xz, mask, state, return_state, cu_seqlens, keep)
+        hidden = normed(residual, norm, computing_type(residual.device.type, norm.weight))
+        return residual, self.forward(hidden, mask, state, return_state, cu_seqlens, keep)
 
     def _mix(
         self,
@@ -239,7 +247,8 @@ class Mamba(RecurrentLayer):
             self.conv_bias,
             self.x_proj.weight,
             self.dt_proj.weight,
-            self._state_matrix(),
+            self.A_log,
+            self.A_imag if self.config.has_complex_states else None,
             self.D,
             self.dt_bias,
             self.out_proj.weight,

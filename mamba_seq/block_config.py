@@ -79,6 +79,8 @@ def check_types(config: Any) -> None:
 def _fits(value: Any, kind: Any) -> bool:
     if get_origin(kind) is list:
         return isinstance(value, list) and all(_fits(item, get_args(kind)[0]) for item in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict)  # what it holds is compared by the config itself
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (float, int) if kind is float else kind)

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from mamba_seq._version import __version__
 from mamba_seq.block_config import SSM_KINDS, BlockConfig, SSMKind, check_kind, check_types
+from mamba_seq.calibration import Calibration
 from mamba_seq.errors import ModelError
 from mamba_seq.sashimi_config import SaShiMiConfig
 
@@ -27,9 +28,9 @@ Task = Literal[
     "language-model",
 ]
 TASKS: tuple[Task, ...] = get_args(Task)
-_WHOLE_SEQUENCES = ("sequence-classification", "multi-label", "sequence-regression")
 _FEWEST_LABELS = {"sequence-classification": 2, "token-classification": 2, "language-model": 0}
 """How many labels a task needs; the others need 1."""
+_OF_WHOLE_SEQUENCES = ("sequence-classification", "multi-label", "sequence-regression")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -120,6 +121,15 @@ class ModelConfig:
     """See `input_mean`."""
     strand: Literal["both", "forward"] | None = None
     """Whether predictions for DNA average over both strands or read the given one; None leaves it to who asks."""
+    complement: list[int] = dataclasses.field(default_factory=list)
+    """The token that stands for each token on the other strand, [3, 2, 1, 0, 4] for DNA: a model of whole sequences
+    then reads both strands with the same weights and pools them together. Empty: it reads what it is given."""
+    calibration: dict[str, Any] | None = None
+    """Fields of `mamba_seq.calibration.Calibration`: what makes the scores of a classifier probabilities; None where it
+    has not been measured."""
+    taxonomy: dict[str, str] | None = None
+    """For each label its lineage from the domain down to it, such as "2:D:Bacteria;562:S:Escherichia coli"
+    (taxonomy id, rank code, name); None where the labels are no taxa."""
     mamba_seq_version: str = __version__
     """The version that wrote the model."""
 
@@ -141,7 +151,7 @@ class ModelConfig:
                     "each, or "
                     "none, and scales above 0"
                 )
-        if self.positions is not None and self.task not in _WHOLE_SEQUENCES:
+        if self.positions is not None and self.task not in _OF_WHOLE_SEQUENCES:
             raise ValueError(f"positions is {self.positions}, expected none for {self.task}")
         for name in ("vocab_size", "input_features", "context", "sample_rate", "positions"):
             value = getattr(self, name)
@@ -157,6 +167,7 @@ class ModelConfig:
                 f"codec is {self.codec!r} and sample_rate {self.sample_rate}, expected both, or none: a model of sound "
                 "needs the two to read and to write it"
             )
+        self._check_complement()
         if self.task == "language-model" and self.vocab_size is None:
             raise ValueError("vocab_size is None, expected the number of tokens: a language model has no other input")
         fewest = _FEWEST_LABELS.get(self.task, 1)
@@ -175,6 +186,28 @@ class ModelConfig:
             raise ValueError(
                 f"tie_embeddings is false, expected true for {self.task}: only a language model has an output matrix "
                 "to untie"
+            )
+        if self.calibration is not None:
+            Calibration.from_fields(self.calibration)
+        if self.taxonomy is not None and set(self.taxonomy) != set(self.labels):
+            odd = sorted(set(self.taxonomy) ^ set(self.labels))[0]
+            raise ValueError(f"taxonomy has other names than labels, {odd!r} is in one of them only")
+
+    def _check_complement(self) -> None:
+        tokens = self.complement
+        if not tokens:
+            return
+        if self.task not in _OF_WHOLE_SEQUENCES:
+            raise ValueError(
+                f"complement is {tokens}, expected none for {self.task}: only outputs for whole sequences are the "
+                "same on both strands"
+            )
+        if len(tokens) != self.vocab_size or any(
+            not 0 <= other < len(tokens) or tokens[other] != token for token, other in enumerate(tokens)
+        ):
+            raise ValueError(
+                f"complement is {tokens}, expected for each of the {self.vocab_size} tokens the one that stands for it "
+                "on the other strand, and for that one the token again"
             )
 
     def to_json(self) -> str:

@@ -10,6 +10,7 @@ Shapes: B batch, V vocabulary, n new tokens.
 
 import contextlib
 import logging
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from mamba_seq.backbone import BackboneState
 from mamba_seq.fused_step import prepared_steps
+from mamba_seq.kernels._dispatch import implementation
 from mamba_seq.sampling import sample
 
 log = logging.getLogger("mamba_seq.decoding")
@@ -27,12 +29,15 @@ FEWEST = 16
 LOOK_EVERY = 32
 """Tokens between two looks at whether every sequence has ended: each waits for the GPU."""
 WARM_UP = 2
+_THREAD = threading.local()
 Sampling = tuple[float, int | None, float | None]
 """Temperature, top_k and top_p."""
 
 
 class StepGraph:
     """The step of a model, captured: `graph(inputs)` does what `model.step(inputs, state)` does.
+
+    Matrix products in graphs that one thread has captured share a workspace: replay such graphs one after another.
 
     Attributes:
         state: what the model remembers, changed in place at every call.
@@ -100,21 +105,61 @@ class TokenLoop:
         self.ended = torch.zeros(len(first), dtype=torch.bool, device=device)
         if stop_token is not None:
             self.ended |= first == stop_token
-        token, position = first.clone(), torch.ones(1, dtype=torch.int64, device=device)
-
-        def step() -> None:
-            drawn = sample(model.step(token, state), *sampling, self._random)
-            if stop_token is not None:
-                drawn = drawn.masked_fill(self.ended, stop_token)
-                self.ended.logical_or_(drawn == stop_token)
-            token.copy_(drawn)
-            self.history.index_copy_(1, position, drawn[:, None])
-            position.add_(1)
-
-        changed = [*state_tensors(state), token, position, self.ended, self.history]
+        self._token = first.clone()
+        matrices = model.plain_matrices()
+        if matrices is not None and few_launches(len(first), matrices, sampling):
+            step, changed = self._one_launch_behind(model, state, matrices, sampling, stop_token)
+        else:
+            step, changed = self._separate(model, state, sampling, stop_token)
+        changed += [*state_tensors(state), self._token, self.ended, self.history]
         self._captured = Captured(step, model, changed, self._random)
         self._random.set_state(self._theirs.get_state())
         self._begin = self._random.get_offset()
+
+    def _separate(
+        self, model: Any, state: BackboneState, sampling: Sampling, stop_token: int | None
+    ) -> tuple[Callable[[], None], list[Tensor]]:
+        """Return a step, its draw and records in torch's operators, and what else it changes."""
+        position = torch.ones(1, dtype=torch.int64, device=self.history.device)
+
+        def step() -> None:
+            drawn = sample(model.step(self._token, state), *sampling, self._random)
+            if stop_token is not None:
+                drawn = drawn.masked_fill(self.ended, stop_token)
+                self.ended.logical_or_(drawn == stop_token)
+            self._token.copy_(drawn)
+            self.history.index_copy_(1, position, drawn[:, None])
+            position.add_(1)
+
+        return step, [position]
+
+    def _one_launch_behind(
+        self,
+        model: Any,
+        state: BackboneState,
+        matrices: tuple[Tensor, Tensor],
+        sampling: Sampling,
+        stop_token: int | None,
+    ) -> tuple[Callable[[], None], list[Tensor]]:
+        """Return the same with all that follows the stack in one launch, random numbers in another."""
+        embedding, weight = (matrix.detach() for matrix in matrices)
+        batch, V = len(self.history), len(weight)
+        positions = torch.ones(batch, dtype=torch.int64, device=self.history.device)
+        hidden = model.backbone.stream_input(embedding[self._token])
+        noise = None if sampling[0] == 0 else torch.empty((batch, V), dtype=torch.float32, device=weight.device)
+        kernels = implementation("next_token", "triton")
+        self._read = (noise, embedding, weight)  # for as long as the graph does
+
+        def step() -> None:
+            out = model.backbone.step(hidden, state)
+            if noise is not None:
+                noise.exponential_(generator=self._random)
+            kernels.next_token(
+                self._token, hidden, self.history, positions, self.ended, out, weight, embedding, sampling, noise,
+                stop_token,
+            )  # fmt: skip
+
+        return step, [positions, hidden]
 
     def advance(self, count: int) -> None:
         """Draw more tokens, without waiting for them."""
@@ -130,6 +175,16 @@ class TokenLoop:
         torch.cuda.current_stream(self.history.device).synchronize()
         self._captured.reset()
         return self.history[:, :length]
+
+
+def few_launches(batch: int, matrices: tuple[Tensor, Tensor], sampling: Sampling) -> bool:
+    """Tell whether what follows the stack is one launch here."""
+    if not matrices[0].is_cuda:
+        return False
+    kernels = implementation("next_token", "triton")
+    embedding, weight = matrices
+    some = kernels.keeps_some(sampling, len(weight))
+    return bool(kernels.why_not(batch, weight, embedding, some) is None)
 
 
 def continue_tokens(
@@ -177,7 +232,7 @@ class Captured:
     ) -> None:
         device = changed[0].device
         saved = [tensor.clone() for tensor in changed]
-        stream = torch.cuda.Stream(device)
+        stream = capture_stream(device)
         self._graph = torch.cuda.CUDAGraph()
         if random is not None:
             self._graph.register_generator_state(random)
@@ -191,7 +246,8 @@ class Captured:
                 torch.cuda.current_stream().wait_stream(stream)
                 with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
                     step()
-                self._kept = prepared_steps(model)
+                # a graph has addresses only: what they belong to lives as long as it does
+                self._kept = (changed, model, prepared_steps(model))
             finally:
                 for tensor, value in zip(changed, saved, strict=True):
                     tensor.copy_(value)
@@ -203,6 +259,14 @@ class Captured:
     def reset(self) -> None:
         """Give the graph's memory back."""
         self._graph.reset()
+
+
+def capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of a device that this thread captures on: cuBLAS keeps 32 MiB for every stream it has seen."""
+    kept: dict[torch.device, torch.cuda.Stream] = _THREAD.__dict__.setdefault("streams", {})
+    if device not in kept:
+        kept[device] = torch.cuda.Stream(device)
+    return kept[device]
 
 
 def state_tensors(state: BackboneState) -> list[Tensor]:

@@ -40,7 +40,8 @@ def fused_step(backbone: "Backbone", residual: Tensor, state: "BackboneState") -
         return None
     kernels = implementation("block_step", "triton")
     config = backbone.config
-    if not kernels.pays(config.d_model, config.d_inner, *residual.shape[:1], residual.device):
+    kind = backbone.norm.weight.dtype
+    if not kernels.pays(config.d_model, config.d_inner, len(residual), residual.device, kind):
         return None
     blocks = [weights_of(block) for block in backbone.blocks]
     if any(block is None for block in blocks):

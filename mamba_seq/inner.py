@@ -9,16 +9,17 @@ written where in_proj's backward pass reads them, with no copy to bring them tog
     y            made again from the kept states where these lie far apart; kept where they are close, which is where
                  they are few
 
-`normed_projection` does the same for the normalisation and in_proj in front: it keeps the residual stream alone.
+`normed.py` does the same for the normalisation and in_proj in front: it keeps the residual stream alone. Matrix
+products take rows (B L, channels), weights are cast once for both passes, and nothing that was made here is checked:
+the time of short sequences is that of Python.
 
 Shapes: B batch, L length, D channels of the scan, N state size, R rank of delta, K taps, S packed sequences, P columns
 of x_proj's output.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -29,6 +30,7 @@ from mamba_seq.kernels._library import is_traced
 from mamba_seq.kernels.causal_conv1d import function as convolution
 from mamba_seq.kernels.selective_scan import function as scan
 from mamba_seq.padding import at_least_float32
+from mamba_seq.precision import without_autocast
 
 Keep = Literal["auto", "autograd", "everything", "little"]
 """What a selective block keeps for its backward pass: what autograd does, operator by operator; with the backward pass
@@ -37,9 +39,13 @@ of this file, u, delta and y too, or as little as the head of the file says. "au
 NO_STEP = -1e4
 """A raw delta whose softplus is exactly 0 in float32: the state passes a masked position unchanged."""
 
+SPARSE_FROM = 1 << 26
+"""Elements of u from which the scan's states are kept far apart, and y is not: close states and y take 6 bytes an
+element in 16 bits, 400 MB here. Making them again is one more pass of the scan."""
+
 
 class Weights(NamedTuple):
-    """The parameters of the inside of a block, as the operators take them."""
+    """The parameters of the inside of a block."""
 
     conv_weight: Tensor
     """(D, K)."""
@@ -49,8 +55,10 @@ class Weights(NamedTuple):
     """(P, D): delta's factor, B and C of the convolved input; P is R + 2 N, or R + 4 N where A is complex."""
     dt_proj: Tensor
     """(D, R)."""
-    A: Tensor
-    """(D, N), float32 or complex64."""
+    A_log: Tensor
+    """(D, N), float32: A is -exp(A_log), or has it as its real part."""
+    A_imag: Tensor | None
+    """(D, N), float32, where A is complex."""
     D: Tensor
     """(D,), float32."""
     dt_bias: Tensor
@@ -72,6 +80,11 @@ class Layout(NamedTuple):
     """(B or S, D, K-1)."""
     ssm_state: Tensor | None
     """(B or S, D, N)."""
+
+    @property
+    def given(self) -> bool:
+        """Tell whether there is anything but a mask."""
+        return self.cu_seqlens is not None or self.conv_state is not None or self.ssm_state is not None
 
 
 def runs_inside(like: Tensor, keep: Keep, mask: Tensor | None, conv_state: Tensor | None) -> bool:
@@ -113,40 +126,71 @@ def inside(
     return out, conv_state, ssm_state
 
 
+class Operands(NamedTuple):
+    """The parameters as the operators take them, projections in the type that is computed in."""
+
+    conv_weight: Tensor
+    conv_bias: Tensor | None
+    x_proj: Tensor
+    dt_proj: Tensor
+    A: Tensor
+    """(D, N), float32 or complex64."""
+    D: Tensor
+    dt_bias: Tensor
+    out_proj: Tensor
+    out_bias: Tensor | None
+
+    @classmethod
+    def prepare(cls, weights: Weights, dtype: torch.dtype) -> "Operands":
+        """Make A, and cast what is not in `dtype`."""
+        A = torch.exp(weights.A_log).neg_()
+        return cls(
+            weights.conv_weight,
+            weights.conv_bias,
+            weights.x_proj.to(dtype),
+            weights.dt_proj.to(dtype),
+            A if weights.A_imag is None else torch.complex(A, weights.A_imag),
+            weights.D,
+            weights.dt_bias,
+            weights.out_proj.to(dtype),
+            None if weights.out_bias is None else weights.out_bias.to(dtype),
+        )
+
+
 class Inside(torch.autograd.Function):
     """`inside` with its gradient."""
 
     @staticmethod
     def forward(ctx: Any, xz: Tensor, *others: Any) -> tuple[Tensor, Tensor | None, Tensor]:
         """Return what `inside` does."""
-        weights, layout = Weights(*others[:9]), Layout(*others[9:13])
-        return_state, keep = others[13:]
-        with torch.autocast(xz.device.type, enabled=False):
-            backend = choose("selective_scan", None, xz)
+        weights, layout = Weights(*others[:10]), Layout(*others[10:14])
+        return_state, keep = others[14:]
+        backend = choose("selective_scan", None, xz)
+        with without_autocast(xz):
+            ops = Operands.prepare(weights, xz.dtype)
             x, z = convolved_and_gate(xz, layout.mask)
-            check_causal_conv1d(x, weights.conv_weight, weights.conv_bias, "silu", layout.conv_state, layout.cu_seqlens)
+            if layout.given:
+                check_causal_conv1d(x, *ops[:2], "silu", layout.conv_state, layout.cu_seqlens)
             if layout.cu_seqlens is not None:
                 check_boundaries(layout.cu_seqlens, xz.shape[1])
-            u = convolve(x, weights, layout, backend)
-            projected = F.linear(u, weights.x_proj.to(u.dtype))
-            delta, B, C = select(projected, weights, layout.mask)
-            recurrence = (weights.D, z, weights.dt_bias)
-            check_selective_scan(u, delta, weights.A, B, C, *recurrence, layout.ssm_state, layout.cu_seqlens)
-            y, ssm_state, states = scan.run(
-                u, delta, weights.A, B, C, *recurrence, True, layout.ssm_state, layout.cu_seqlens, backend, keep=True
-            )
-            bias = None if weights.out_bias is None else weights.out_bias.to(u.dtype)
-            out = F.linear(y, weights.out_proj.to(u.dtype), bias)
+            u = convolve(x, ops, layout, backend)
+            projected = rows(u).mm(ops.x_proj.t())
+            delta, B, C = select(projected, u.shape, ops, layout.mask)
+            if layout.given:
+                check_selective_scan(u, delta, ops.A, B, C, ops.D, z, ops.dt_bias, layout.ssm_state, layout.cu_seqlens)
+            sparse = keep == "little" and u.numel() >= SPARSE_FROM and scan.writes_into(backend)
+            again = keep != "everything" and scan.can_repeat(u, ops.A, B, C, layout.cu_seqlens, backend, sparse)
+            recurrence = (ops.D, z, ops.dt_bias, True, layout.ssm_state, layout.cu_seqlens)
+            y, ssm_state, states = scan.run(u, delta, ops.A, B, C, *recurrence, backend, keep=True, sparse=sparse)
+            out = product(rows(y), ops.out_proj, ops.out_bias).view(*u.shape[:2], -1)
             conv_state = None
             if return_state:
-                conv_state = last_inputs(
-                    x, weights.conv_weight.shape[1], layout.conv_state, layout.mask, layout.cu_seqlens
-                )
+                taps = ops.conv_weight.shape[1]
+                conv_state = last_inputs(x, taps, layout.conv_state, layout.mask, layout.cu_seqlens)
         ctx.backend = backend
-        y_again = keep != "everything" and scan.can_repeat(u, weights.A, B, C, layout.cu_seqlens, backend)
-        kept_y = None if y_again else y
+        ctx.types = [None if w is None else w.dtype for w in weights]
         kept = (u, delta) if keep == "everything" else (None, None)
-        ctx.save_for_backward(xz, projected, *kept, kept_y, *weights, *layout, *states)
+        ctx.save_for_backward(xz, projected, *kept, None if again else y, *ops, *layout, *states)
         ctx.set_materialize_grads(False)
         return out, conv_state, ssm_state
 
@@ -156,106 +200,108 @@ class Inside(torch.autograd.Function):
         ctx: Any, dout: Tensor | None, dconv_state: Tensor | None, dssm_state: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """Return the gradient of every argument."""
-        xz, projected, u, delta, y, *others = ctx.saved_tensors  # read once: activation checkpointing allows no more
-        weights, layout, states = Weights(*others[:9]), Layout(*others[9:13]), others[13:]
-        wanted = Weights(*ctx.needs_input_grad[1:10])
-        with torch.autocast(xz.device.type, enabled=False):
+        xz, projected, *kept = ctx.saved_tensors  # read once: activation checkpointing allows no more
+        ops, layout = Operands(*kept[3:12]), Layout(*kept[12:16])
+        with without_autocast(xz):
             gradients, dxz, dconv, dssm = differentiate(
-                dout, dconv_state, dssm_state, xz, projected, u, delta, y, states, weights, layout, wanted, ctx.backend
+                (dout, dconv_state, dssm_state),
+                xz,
+                projected,
+                kept[:3],
+                kept[16:],
+                ops,
+                layout,
+                Weights(*ctx.needs_input_grad[1:11]),
+                ctx.backend,
             )
-        return dxz, *gradients, None, None, dconv, dssm, None, None
+            typed = [None if g is None else g.to(t) for g, t in zip(gradients, ctx.types, strict=True)]
+        return dxz, *typed, None, None, dconv, dssm, None, None
 
 
 def differentiate(
-    dout: Tensor | None,
-    dconv_state: Tensor | None,
-    dssm_state: Tensor | None,
+    above: tuple[Tensor | None, Tensor | None, Tensor | None],
     xz: Tensor,
     projected: Tensor,
-    u: Tensor | None,
-    delta: Tensor | None,
-    y: Tensor | None,
+    kept: list[Tensor | None],
     states: list[Tensor],
-    weights: Weights,
+    ops: Operands,
     layout: Layout,
     wanted: Any,
     backend: str,
-) -> tuple[list[Tensor | None], Tensor, Tensor | None, Tensor | None]:
-    """Go back through the inside; u, delta and y are made again where they are None.
+) -> tuple[tuple[Tensor | None, ...], Tensor, Tensor | None, Tensor | None]:
+    """Go back through the inside, from the gradients of its results; u, delta and y are made again unless kept.
 
     Returns the gradients of the weights, of xz and of the two states.
     """
-    dtype, width, rank = xz.dtype, xz.shape[-1] // 2, weights.dt_proj.shape[1]
+    dout, dconv_state, dssm_state = above
+    dtype, width, rank = xz.dtype, xz.shape[-1] // 2, ops.dt_proj.shape[1]
     x, z = convolved_and_gate(xz, layout.mask)
-    u = convolve(x, weights, layout, backend) if u is None else u
-    again, B, C = select(projected, weights, layout.mask, delta is None)
-    delta = again if delta is None else delta
-    recurrence = (weights.D, z, weights.dt_bias, True)
+    u, delta, y = kept
+    u = convolve(x, ops, layout, backend) if u is None else u
+    made, B, C = select(projected, u.shape, ops, layout.mask, delta is None)
+    delta = made if delta is None else delta
+    recurrence = (ops.D, z, ops.dt_bias, True)
 
-    d_out_proj = d_out_bias = None
-    dy = torch.zeros_like(u) if dout is None else dout.to(dtype) @ weights.out_proj.to(dtype)
+    y_here = None
+    if dout is None:
+        dy = torch.zeros_like(u)
+    else:
+        dout = rows(dout).to(dtype)
+        dy = dout.mm(ops.out_proj).view(u.shape)
+        if wanted.out_proj and y is None:
+            y = y_here = torch.empty_like(u)
     dxz = xz.new_empty(xz.shape)
-    dx = dxz[..., :width]
-    room = dxz[..., width:] if scan.writes_into(backend) else None
-    again = torch.empty_like(u) if y is None and dout is not None and wanted.out_proj else None
+    dx, dz = dxz[..., :width], dxz[..., width:]
+    place = dz if scan.writes_into(backend) else None
 
     found = scan.run_backward(
-        dy,
-        dssm_state,
-        states,
-        u,
-        delta,
-        weights.A,
-        B,
-        C,
-        *recurrence,
-        layout.ssm_state,
-        layout.cu_seqlens,
-        backend,
-        dz=room,
-        y=again,
-    )
-    du, ddelta, dA, dB, dC, dD, dz, ddt_bias = found[:8]
+        dy, dssm_state, states, u, delta, ops.A, B, C, *recurrence, layout.ssm_state, layout.cu_seqlens, backend,
+        dz=place, y=y_here,
+    )  # fmt: skip
+    du, ddelta, dA, dB, dC, dD, dz_found, ddt_bias = found[:8]
     dssm = found[8] if layout.ssm_state is not None else None
-    del dy, delta, found
-    if room is None:
-        dxz[..., width:] = dz
-    del dz
-    y = again if y is None else y
+    if place is None:
+        dz.copy_(dz_found)
+    del dy, delta, found, dz_found, made
+
+    d_out_proj = d_out_bias = None
     if dout is not None:
-        d_out_proj = None if y is None or not wanted.out_proj else rows(dout).t() @ rows(y)
-        d_out_bias = rows(dout).sum(0) if wanted.out_bias else None
-    del y, again
+        d_out_proj = dout.t().mm(rows(cast("Tensor", y))) if wanted.out_proj else None
+        d_out_bias = dout.sum(0) if wanted.out_bias else None
+    del y, y_here
 
     if layout.mask is not None:
         ddelta = ddelta.masked_fill_(~layout.mask[..., None], 0)
-    d_dt_proj = rows(ddelta).t() @ rows(projected[..., :rank]) if wanted.dt_proj else None
-    dprojected = torch.cat([ddelta @ weights.dt_proj.to(dtype), as_real(dB, dtype), as_real(dC, dtype)], dim=-1)
+    ddelta = rows(ddelta)
+    d_dt_proj = ddelta.t().mm(projected[:, :rank]) if wanted.dt_proj else None
+    dprojected = torch.cat([ddelta.mm(ops.dt_proj), as_real(dB, dtype), as_real(dC, dtype)], dim=1)
     del ddelta
-    d_x_proj = rows(dprojected).t() @ rows(u) if wanted.x_proj else None
-    rows(du).addmm_(rows(dprojected), weights.x_proj.to(dtype))
+    d_x_proj = dprojected.t().mm(rows(u)) if wanted.x_proj else None
+    rows(du).addmm_(dprojected, ops.x_proj)
     del u, dprojected
 
+    taps = (ops.conv_weight, ops.conv_bias)
     _, d_conv_weight, *rest = convolution.run_backward(
-        du,
-        x,
-        weights.conv_weight,
-        weights.conv_bias,
-        "silu",
-        layout.conv_state,
-        layout.cu_seqlens,
-        backend,
-        dx=dx,
+        du, x, *taps, "silu", layout.conv_state, layout.cu_seqlens, backend, dx=dx
     )
-    d_conv_bias = None if weights.conv_bias is None else rest.pop(0)
+    d_conv_bias = None if ops.conv_bias is None else rest.pop(0)
     dconv = None if layout.conv_state is None else rest.pop(0)
     if dconv_state is not None:
         dconv = add_gradient_of_last_inputs(dx, dconv, dconv_state, x, layout)
     if layout.mask is not None:
         dx.masked_fill_(~layout.mask[..., None], 0)
-    gradients = (d_conv_weight, d_conv_bias, d_x_proj, d_dt_proj, dA, dD, ddt_bias, d_out_proj, d_out_bias)
-    typed = [None if g is None or w is None else g.to(w.dtype) for g, w in zip(gradients, weights, strict=True)]
-    return typed, dxz, dconv, dssm
+    complex_ = ops.A.is_complex()
+    dA_log = dA.real * ops.A.real if complex_ else dA * ops.A  # A is its own derivative by A_log
+    gradients = (
+        d_conv_weight, d_conv_bias, d_x_proj, d_dt_proj, dA_log, dA.imag if complex_ else None, dD, ddt_bias,
+        d_out_proj, d_out_bias,
+    )  # fmt: skip
+    return gradients, dxz, dconv, dssm
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return a linear map of rows."""
+    return x.mm(weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
 
 
 def convolved_and_gate(xz: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -264,24 +310,25 @@ def convolved_and_gate(xz: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]
     return x if mask is None else x.masked_fill(~mask[..., None], 0), z
 
 
-def convolve(x: Tensor, weights: Weights, layout: Layout, backend: str) -> Tensor:
+def convolve(x: Tensor, ops: Operands, layout: Layout, backend: str) -> Tensor:
     """Return u (B, L, D)."""
     state = layout.conv_state
-    return convolution.run(x, weights.conv_weight, weights.conv_bias, "silu", state, layout.cu_seqlens, backend)
+    return convolution.run(x, ops.conv_weight, ops.conv_bias, "silu", state, layout.cu_seqlens, backend)
 
 
 def select(
-    projected: Tensor, weights: Weights, mask: Tensor | None, with_delta: bool = True
+    projected: Tensor, shape: torch.Size, ops: Operands, mask: Tensor | None, with_delta: bool = True
 ) -> tuple[Any, Tensor, Tensor]:
-    """Return raw delta (B, L, D), or None, and B and C (B, L, N) from x_proj's output (B, L, P)."""
-    rank = weights.dt_proj.shape[1]
-    n_state = (projected.shape[-1] - rank) // 2
-    low_rank, B, C = projected.split((rank, n_state, n_state), dim=-1)
-    if weights.A.is_complex():
+    """Return raw delta (B, L, D), or None, and B and C (B, L, N) from x_proj's output (B L, P); shape is delta's."""
+    rank = ops.dt_proj.shape[1]
+    n_state = (projected.shape[1] - rank) // 2
+    wide = projected.view(shape[0], shape[1], -1)
+    B, C = (wide.narrow(-1, start, n_state) for start in (rank, rank + n_state))
+    if ops.A.is_complex():
         B, C = (as_complex(p.unflatten(-1, (-1, 2))) for p in (B, C))
     if not with_delta:
         return None, B, C
-    delta = F.linear(low_rank, weights.dt_proj.to(low_rank.dtype))
+    delta = projected[:, :rank].mm(ops.dt_proj.t()).view(shape)
     return delta if mask is None else delta.masked_fill_(~mask[..., None], NO_STEP), B, C
 
 
@@ -306,69 +353,6 @@ def add_gradient_of_last_inputs(
     return dconv if dconv is None else dconv + to_state[0]
 
 
-def normed_projection(residual: Tensor, norm: nn.RMSNorm | nn.LayerNorm, layer: nn.Linear) -> Tensor:
-    """Return layer(norm(residual)) (..., features), keeping `residual` (..., d_model) alone for the backward pass.
-
-    The normalisation is computed in its weights' type, the product in that or, under autocast, in autocast's.
-    """
-    device = residual.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else layer.weight.dtype
-    bias = getattr(norm, "bias", None)
-    out: Tensor = NormedProjection.apply(residual, norm.weight, bias, layer.weight, layer.bias, norm.eps, dtype)
-    return out
-
-
-class NormedProjection(torch.autograd.Function):
-    """`normed_projection` with its gradient."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        residual: Tensor,
-        norm_weight: Tensor,
-        norm_bias: Tensor | None,
-        weight: Tensor,
-        bias: Tensor | None,
-        eps: float,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        """Return what `normed_projection` does. A normalisation without bias is RMSNorm."""
-        ctx.save_for_backward(residual, norm_weight, norm_bias, weight)
-        ctx.eps, ctx.dtype = eps, dtype
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        with torch.autocast(residual.device.type, enabled=False):
-            hidden = normalise(residual, norm_weight, norm_bias, eps).to(dtype)
-            return F.linear(hidden, weight.to(dtype), None if bias is None else bias.to(dtype))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradient of every argument."""
-        residual, norm_weight, norm_bias, weight = ctx.saved_tensors
-        dtype = ctx.dtype
-        with torch.autocast(residual.device.type, enabled=False):
-            with torch.enable_grad():
-                leaf, gain = residual.detach().requires_grad_(), norm_weight.detach().requires_grad_()
-                shift = None if norm_bias is None else norm_bias.detach().requires_grad_()
-                normed = normalise(leaf, gain, shift, ctx.eps)
-            d_weight = None
-            if ctx.needs_input_grad[3]:
-                d_weight = (rows(dout).t() @ rows(normed.detach().to(dtype))).to(weight.dtype)
-            d_bias = None if ctx.bias_dtype is None else rows(dout).sum(0).to(ctx.bias_dtype)
-            dhidden = (dout @ weight.to(dtype)).to(normed.dtype)
-            given = [leaf, gain] if shift is None else [leaf, gain, shift]
-            d_residual, d_norm_weight, *d_norm_bias = torch.autograd.grad(normed, given, dhidden)
-        return d_residual, d_norm_weight, d_norm_bias[0] if d_norm_bias else None, d_weight, d_bias, None, None
-
-
-def normalise(residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    """Return RMSNorm or, with a bias, LayerNorm of the residual stream, in the weight's type."""
-    residual = residual.to(weight.dtype)
-    if bias is None:
-        return F.rms_norm(residual, weight.shape, weight, eps)
-    return F.layer_norm(residual, weight.shape, weight, bias, eps)
-
-
 def as_complex(pairs: Tensor) -> Tensor:
     """Return real numbers (..., 2) as complex ones (...), at least of single precision."""
     # not a view: that needs an even offset in memory, which a part of a projection may not have
@@ -376,10 +360,11 @@ def as_complex(pairs: Tensor) -> Tensor:
 
 
 def as_real(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the gradient of what `as_complex` made, (..., N) as (..., 2 N); a real one as it is."""
-    return (torch.view_as_real(x.resolve_conj()).flatten(-2) if x.is_complex() else x).to(dtype)
+    """Return the gradient (B, L, N) of what `as_complex` made as rows of 2 N; a real one as rows of N."""
+    x = torch.view_as_real(x.resolve_conj()).flatten(-2).to(dtype) if x.is_complex() else x
+    return rows(x)
 
 
 def rows(x: Tensor) -> Tensor:
-    """Return (B, L, D) as a matrix of B L rows."""
+    """Return (B, L, D) as a matrix of B L rows, in the same memory where it can be."""
     return x.reshape(-1, x.shape[-1])

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from mamba_seq.backbone import make_norm
 from mamba_seq.cache_chunks import sashimi_chunk_length
 from mamba_seq.config import MambaConfig, SaShiMiConfig
+from mamba_seq.normed import normed
 from mamba_seq.padding import at_least_float32, check_layout, first_position, shift_left
 from mamba_seq.sashimi_layers import DownPool, Stage, StageState, UpPool, copied
 
@@ -131,7 +132,7 @@ class SaShiMi(nn.Module):
             after.position = state.position + hidden.shape[1]
             for side in (after.down, after.up, after.windows, after.raised):
                 cast("list[object]", side).reverse()  # the innermost came first
-        out: Tensor = self.norm(x.to(self.norm.weight.dtype))
+        out = normed(x, self.norm)
         if start is not None:
             out = shift_left(out, -start)
         return out if after is None else (out, after)

@@ -10,28 +10,29 @@ Nothing is kept of a record after its row but eight bytes for its name, enough t
 import collections
 import dataclasses
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
 
-from mamba_seq.data_prep.compression import input_name, open_input
-from mamba_seq.data_prep.errors import DataError
+from mamba_seq.calibration import Calibration
+from mamba_seq.data_prep.compression import input_name
 from mamba_seq.data_prep.records import SequenceRecord
 from mamba_seq.data_prep.sequences import read_sequences
 from mamba_seq.data_prep.windows import MAX_WINDOWS, windows_of
+from mamba_seq.pipelines.calls import Calls
 from mamba_seq.pipelines.evidence import Evidence, WindowPool
+from mamba_seq.pipelines.inputs import InvalidRecords
 from mamba_seq.pipelines.names import RepeatedNames
+from mamba_seq.pipelines.originals import Original, Originals
+from mamba_seq.pipelines.progress import Progress
 from mamba_seq.pipelines.rows import STATUSES, Row, Status, decide
 
 log = logging.getLogger("mamba_seq.pipelines")
 
 # rows that wait for an earlier record; a run of empty records behind a pending window must not pile up
 MOST_WAITING_ROWS = 10_000
-# warnings about single records of a file; one line counts the rest
-MOST_WARNINGS = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,10 +51,16 @@ class Options:
     """Shorter records are too_short."""
     min_probability: float = 0.0
     """Records whose best class is below it are unclassified."""
+    novel: float | None = None
+    """The part of known records that may be called novel, so that most unknown ones are; None calls none."""
     strict: bool = False
     """Refuse the file at its first invalid record."""
     batch_tokens: int | None = None
     """Most tokens of a batch; None chooses by device."""
+    calls: bool = False
+    """Give rows what the model says of every window."""
+    originals: bool = False
+    """Give rows the text of their records."""
 
 
 @dataclasses.dataclass
@@ -65,6 +72,8 @@ class Summary:
     windows: int = 0
     bases_seen: int = 0
     seconds: float = 0.0
+    done: float | None = None
+    """Part of the input whose rows are certain, 0 to 1; None when nobody knows how much input there is."""
     statuses: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(STATUSES, 0))
 
     def __str__(self) -> str:
@@ -90,6 +99,7 @@ class Classifier:
         device: where the model is.
         options: how.
         on_progress: called now and then with the summary so far.
+        calibration: makes probabilities of the model's scores; None takes these as they are.
     """
 
     def __init__(
@@ -99,12 +109,16 @@ class Classifier:
         device: torch.device,
         options: Options,
         on_progress: Callable[[Summary], None] = lambda summary: None,
+        calibration: Calibration | None = None,
     ) -> None:
         self.summary = Summary()
         """What has been done so far."""
         self._labels = labels
         self._options = options
         self._on_progress = on_progress
+        self._calibration = calibration
+        self._originals = Originals() if options.originals else None
+        self._progress = Progress(())
         self._started = time.monotonic()
         self._names = RepeatedNames()
         self._waiting: collections.deque[_Pending] = collections.deque()
@@ -124,17 +138,22 @@ class Classifier:
                 invalid records, and with `strict` for one invalid record. Rows given before then are void.
         """
         self._started = time.monotonic()
-        for path in paths:
-            invalid = _InvalidRecords(input_name(path), self._options.strict)
-            for record in read_sequences(path):
-                self._waiting.append(self._read(record))
+        self._progress = Progress(paths)
+        originals = self._originals
+        for number, path in enumerate(paths):
+            invalid = InvalidRecords(input_name(path), self._options.strict)
+            position = self._progress.open(number)
+            copy = None if originals is None else originals.write
+            for record in read_sequences(path, copy=copy, position=position):
+                self._waiting.append(self._read(record, number))
                 invalid.note(record)
-                if len(self._waiting) > MOST_WAITING_ROWS:
+                if len(self._waiting) > MOST_WAITING_ROWS or (originals is not None and originals.crowded):
                     self._pool.flush()
                 yield from self._finished()
             invalid.judge()
         self._pool.flush()
         yield from self._finished()
+        self._progress.end()
         self._update()
         repeats, example = self._names.result()
         if repeats:
@@ -144,20 +163,24 @@ class Classifier:
                 example,
             )
 
-    def _read(self, record: SequenceRecord) -> "_Pending":
+    def _read(self, record: SequenceRecord, source: int) -> "_Pending":
         """Read a record to its end, its windows going to the pool."""
-        options, evidence = self._options, Evidence()
+        options = self._options
+        evidence = Evidence(Calls(self._calibration) if options.calls else None)
         # with a limit, windows come when the record has ended, so that a short one need not go through the model
         ended = options.max_windows > 0
         for window in windows_of(record.blocks(), options.context, options.stride, options.max_windows):
             if record.invalid is None and not (ended and record.length < options.min_length):
-                self._pool.add(evidence, window.codes)
+                self._progress.cut(window.end, record.length)
+                self._pool.add(evidence, window.codes, window.start)
         self._names.add(record.name)
         self.summary.records += 1
         self.summary.letters += record.length
         if self.summary.records % 1024 == 0:
             self._update()
-        return _Pending(record.name, record.length, self._status(record), evidence)
+        original = None if self._originals is None else self._originals.cut(record.format)
+        place = self._progress.end_record()
+        return _Pending(record.name, record.length, self._status(record), evidence, source, place, original)
 
     def _status(self, record: SequenceRecord) -> Status | None:
         """Say why a record that was read is not for the model, or None."""
@@ -172,8 +195,15 @@ class Classifier:
     def _finished(self) -> Iterator[Row]:
         """Yield the rows at the head of the queue that wait for nothing any more."""
         while self._waiting and (self._waiting[0].status or not self._waiting[0].evidence.waiting):
-            row = self._row(self._waiting.popleft())
+            pending = self._waiting.popleft()
+            row = dataclasses.replace(
+                self._row(pending),
+                source=pending.source,
+                calls=None if pending.status else pending.evidence.calls,
+                original=pending.original,
+            )
             self.summary.statuses[row.status] += 1
+            self._progress.finish(pending.place, pending.evidence.windows)
             yield row
 
     def _row(self, pending: "_Pending") -> Row:
@@ -187,9 +217,18 @@ class Classifier:
                 pending.record,
             )
             return Row(pending.record, pending.length, "no_bases")
-        return decide(pending.record, pending.length, probabilities, self._labels, self._options.min_probability)
+        novel_below = 0.0
+        if self._calibration is not None:
+            # windows may overlap: a base counts once
+            bases = min(pending.evidence.weight, pending.length)
+            probabilities = self._calibration.apply(probabilities, bases)
+            if self._options.novel is not None:
+                novel_below = self._calibration.threshold(self._options.novel, bases)
+        least = self._options.min_probability
+        return decide(pending.record, pending.length, probabilities, self._labels, least, novel_below)
 
     def _update(self) -> None:
+        self.summary.done = self._progress.done(self._pool.windows, self._pool.added)
         self.summary.windows, self.summary.bases_seen = self._pool.windows, self._pool.bases
         self.summary.seconds = time.monotonic() - self._started
         self._on_progress(self.summary)
@@ -203,58 +242,9 @@ class _Pending:
     length: int
     status: Status | None
     evidence: Evidence
-
-
-class _InvalidRecords:
-    """Judges the records of one file that have letters no DNA code has."""
-
-    def __init__(self, source: str, strict: bool) -> None:
-        self._source = source
-        self._strict = strict
-        self._records = 0
-        self._invalid = 0
-        self._first: list[str] = []
-
-    def note(self, record: SequenceRecord) -> None:
-        """Take in a record; with `strict`, refuse an invalid one."""
-        self._records += 1
-        if record.invalid is None:
-            return
-        self._invalid += 1
-        if len(self._first) < MOST_WARNINGS:
-            self._first.append(f"record {record.name!r} has {record.invalid}")
-        if self._strict:
-            raise DataError(
-                f"{self._source}: {self._first[0]}, which is no DNA code; mend the record, or leave out --strict "
-                "to get a row that says invalid"
-            )
-
-    def judge(self) -> None:
-        """At the end of the file, warn of its invalid records; refuse it when there is no other."""
-        if self._records and self._invalid == self._records:
-            all_of_them = "its only record" if self._records == 1 else f"each of its {self._records:,} records"
-            raise DataError(
-                f"{self._source} holds no DNA: {all_of_them} has letters that are no DNA code ({self._first[0]}); "
-                "is it a protein file?"
-            )
-        for text in self._first:
-            log.warning("%s: %s, which is no DNA code; its row says invalid", self._source, text)
-        if self._invalid > len(self._first):
-            log.warning("%s: %d more records are invalid", self._source, self._invalid - len(self._first))
-
-
-def check_inputs(paths: Sequence[str]) -> None:
-    """Refuse files that cannot be opened or whose first bytes are wrong, before a model is loaded.
-
-    Standard input and named pipes are left alone: they can be read only once.
-
-    Raises:
-        DataError: with what to do about it.
-    """
-    for path in paths:
-        if path == "-" or (os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)):
-            continue
-        open_input(path).close()
+    source: int
+    place: int
+    original: Original | None
 
 
 def megabases(n: float) -> str:

@@ -1,38 +1,33 @@
 """How often a model is right: windows of known class, read and averaged exactly as classify does.
 
-    evaluate_windows   predictions for windows -> confusion matrix
-    wilson             accuracy -> interval
-    evaluate_genomes   folders of genomes -> a result for each length
+    predict_windows             windows -> probabilities
+    evaluate_windows            windows -> confusion matrix
+    wilson                      accuracy -> interval
+    expected_calibration_error  probabilities -> how far they are from what they say
 
-Windows are drawn at random, so at long lengths they overlap, and a hundred of them may hold what five hold. Intervals
-therefore take no more windows as independent than fit side by side into the data.
+`mamba_seq.pipelines.evaluate_genomes` draws the windows from folders of genomes.
 
 Letters: R rows, L longest window, W windows.
 """
 
 import dataclasses
-import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from mamba_seq.calibration import Calibration
 from mamba_seq.data_prep.alphabet import Codes
-from mamba_seq.data_prep.errors import DataError, TooFewData, UnreadableFile
-from mamba_seq.data_prep.genome_windows import evaluation_windows
-from mamba_seq.data_prep.genomes import Genomes
-from mamba_seq.data_prep.splits import Interval, Splits
+from mamba_seq.data_prep.errors import DataError
 from mamba_seq.data_prep.windows import MAX_WINDOWS, windows_of
 from mamba_seq.pipelines.evidence import Evidence, WindowPool
+from mamba_seq.pipelines.rows import DECIMALS
 
-log = logging.getLogger("mamba_seq.pipelines")
-
-LENGTHS = (1000, 10000, 100000)
-"""Bases of the windows, unless told otherwise."""
+BINS = 15
+"""Of the expected calibration error; Guo et al., ICML 2017, take as many."""
 Z_95 = 1.959963984540054
 """The normal quantile of a two-sided 95 % interval."""
 
@@ -46,6 +41,33 @@ class Reading:
     max_windows: int = MAX_WINDOWS
     both_strands: bool = True
     batch_tokens: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """What a model says of windows of known class."""
+
+    probabilities: NDArray[np.float64]
+    """Of each class (W, labels)."""
+    truth: NDArray[np.int64]
+    """True classes (W,)."""
+    bases: NDArray[np.float64]
+    """Bases seen of each window (W,)."""
+
+    def calibrated(self, calibration: Calibration | None) -> "Predictions":
+        """Return the same with calibrated probabilities; as they are without a calibration."""
+        if calibration is None:
+            return self
+        return dataclasses.replace(self, probabilities=calibration.apply(self.probabilities, self.bases))
+
+    def novel(self, calibration: Calibration, rate: float) -> NDArray[np.bool_]:
+        """Return which of calibrated windows (W,) are novel at a rate; see `Calibration.threshold`."""
+        below = np.array([calibration.threshold(rate, bases) for bases in self.bases])
+        return np.round(self.probabilities.max(axis=1), DECIMALS) < below
+
+    def confusion(self) -> NDArray[np.int64]:
+        """Count (labels, labels): truth down, prediction across."""
+        return confusion_matrix(self.truth, self.probabilities.argmax(axis=1), self.probabilities.shape[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,20 +126,10 @@ def evaluate_windows(
     Raises:
         DataError: for a window without a base.
     """
-    probabilities, truth = predict_windows(
-        model,
-        windows,
-        Reading(
-            context=context,
-            stride=stride,
-            max_windows=max_windows,
-            both_strands=both_strands,
-            batch_tokens=batch_tokens,
-        ),
-        device=device,
-        on_batch=on_batch,
+    reading = Reading(
+        context=context, stride=stride, max_windows=max_windows, both_strands=both_strands, batch_tokens=batch_tokens
     )
-    return Evaluation(confusion_matrix(truth, probabilities.argmax(axis=1), probabilities.shape[1]))
+    return Evaluation(predict_windows(model, windows, reading, device=device, on_batch=on_batch).confusion())
 
 
 def predict_windows(
@@ -127,8 +139,8 @@ def predict_windows(
     *,
     device: torch.device | None = None,
     on_batch: Callable[[], None] | None = None,
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the probabilities (W, labels) of windows and their true classes (W,); see `evaluate_windows`."""
+) -> Predictions:
+    """Return what a model says of windows, uncalibrated; see `evaluate_windows`."""
     pool = WindowPool(
         model,
         device=device if device is not None else next(model.parameters()).device,
@@ -138,7 +150,9 @@ def predict_windows(
     )
     evidence: list[Evidence] = []
     truth: list[int] = []
+    lengths: list[int] = []
     for codes, label in windows:
+        lengths.append(len(codes))
         evidence.append(Evidence())
         truth.append(label)
         for window in windows_of([codes], reading.context, reading.stride, reading.max_windows):
@@ -152,7 +166,25 @@ def predict_windows(
         rows.append(probabilities)
     if not rows:
         raise DataError("there is no window to evaluate")
-    return np.stack(rows), np.array(truth, dtype=np.int64)
+    bases = np.minimum([each.weight for each in evidence], lengths)
+    return Predictions(np.stack(rows), np.array(truth, dtype=np.int64), bases)
+
+
+def expected_calibration_error(probabilities: NDArray[np.float64], truth: NDArray[np.int64], bins: int = BINS) -> float:
+    """Return how far, on average over windows, the probability of the best class is from how often it is right.
+
+    Windows are put into bins of equal width by that probability (Naeini et al., AAAI 2015).
+
+    Args:
+        probabilities: (W, labels).
+        truth: true classes (W,).
+        bins: how many.
+    """
+    best = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == truth
+    number = np.minimum((best * bins).astype(int), bins - 1)
+    gaps = np.bincount(number, weights=best - right, minlength=bins)
+    return float(np.abs(gaps).sum() / len(truth))
 
 
 def confusion_matrix(truth: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
@@ -170,107 +202,3 @@ def wilson(proportion: float, n: float, z: float = Z_95) -> tuple[float, float]:
     centre = (proportion + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(proportion * (1 - proportion) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return max(0.0, centre - half), min(1.0, centre + half)
-
-
-@dataclasses.dataclass(frozen=True)
-class LengthResult:
-    """What a model reaches on windows of one length."""
-
-    length: int
-    """Bases of a window."""
-    evaluation: Evaluation
-    """What was predicted."""
-    disjoint: tuple[int, ...]
-    """For each class, how many windows fit side by side into the data (labels,); 0 for a class without data."""
-
-    def independent(self, label: int | None = None) -> int:
-        """Return the most windows, of one class or of all, that can be independent of each other."""
-        drawn = self.evaluation.confusion.sum(axis=1).tolist()
-        each = [min(n, fits) for n, fits in zip(drawn, self.disjoint, strict=True)]
-        return sum(each) if label is None else each[label]
-
-
-def evaluate_genomes(
-    model: nn.Module,
-    labels: Sequence[str],
-    genomes: Genomes,
-    lengths: Sequence[int],
-    reading: Reading,
-    intervals: Sequence[Interval],
-    *,
-    per_class: int = 100,
-    seed: int = 0,
-    device: torch.device | None = None,
-    on_batch: Callable[[], None] | None = None,
-) -> Iterator[LengthResult]:
-    """Yield the result for each length.
-
-    Args:
-        model: tokens (R, L), mask (R, L) -> logits (R, labels).
-        labels: the class names in the order of the model's outputs.
-        genomes: folders named after classes of the model.
-        lengths: bases of the windows.
-        reading: how each window is read.
-        intervals: the stretches to draw windows from.
-        per_class: windows of each class.
-        seed: chooses the windows.
-        device: where the model is; None asks its parameters.
-        on_batch: called after every batch.
-
-    Raises:
-        DataError: for a folder that is no class of the model.
-        TooFewData: for a length that some class has no stretch for.
-    """
-    unknown = [label for label in genomes.labels if label not in labels]
-    if unknown:
-        raise DataError(
-            f"{genomes.root} has the class folder {unknown[0]!r}, which the model does not know; it knows "
-            f"{', '.join(labels)}. Rename or remove the folder"
-        )
-    number = [labels.index(label) for label in genomes.labels]
-    for length in lengths:
-        chosen = evaluation_windows(genomes, intervals, length, per_class, seed)
-        windows = ((codes, number[label]) for codes, label in (chosen[i] for i in range(len(chosen))))
-        probabilities, truth = predict_windows(model, windows, reading, device=device, on_batch=on_batch)
-        confusion = confusion_matrix(truth, probabilities.argmax(axis=1), len(labels))
-        yield LengthResult(length, Evaluation(confusion), tuple(chosen.disjoint.get(label, 0) for label in labels))
-
-
-def read_genomes(
-    root: str, splits: str | None = None, lengths: Sequence[int] | None = None
-) -> tuple[Genomes, list[Interval], list[int]]:
-    """Read the genomes to evaluate on, the stretches to draw windows from, and the lengths that these have room for.
-
-    Args:
-        root: a folder with a folder of FASTA files for each class.
-        splits: a run's table of regions, of which the test regions are taken; None takes all of every record.
-        lengths: bases of the windows; None takes those of `LENGTHS` that every class has.
-
-    Raises:
-        DataError: when something cannot be read, or no length fits.
-    """
-    genomes = Genomes(root)
-    if splits is None:
-        intervals = [Interval(r.label, r.file, r.name, 0, r.length, "test") for r in genomes.records if r.length]
-    else:
-        try:
-            table = Splits.from_tsv(Path(splits).read_text(encoding="utf-8"), splits)
-        except OSError as error:
-            raise UnreadableFile(f"{splits} cannot be read as a table of splits: {error.strerror}") from error
-        table.check_against(genomes.records)
-        intervals = table.of("test")
-    if lengths is not None:
-        return genomes, intervals, list(lengths)
-    longest = dict.fromkeys(genomes.labels, 0)
-    for interval in intervals:
-        longest[interval.label] = max(longest[interval.label], interval.length)
-    short = min(longest, key=longest.__getitem__)
-    fit = [length for length in LENGTHS if length <= longest[short]]
-    if len(fit) < len(LENGTHS):
-        log.warning("class %r has no stretch longer than %d bases; longer windows are left out", short, longest[short])
-    if not fit:
-        raise TooFewData(
-            f"class {short!r} has no stretch of {LENGTHS[0]} bases, its longest has {longest[short]}; "
-            "give shorter windows with --lengths"
-        )
-    return genomes, intervals, fit

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mamba_seq.data_prep.alphabet import DNA, Codes
+from mamba_seq.pipelines.calls import Calls
 from mamba_seq.pipelines.errors import ScoringError
 from mamba_seq.pipelines.runtime import mixed_precision
 
@@ -29,22 +30,33 @@ SHORTEST_PIECE = 8192
 # what a window costs at least, in tokens: a pool of one-base reads must not grow to millions of objects
 SHORTEST_COST = 64
 
+_Window = tuple["Evidence", Codes, float, int]  # of which record, its codes, its bases and its number there
+
 
 class Evidence:
-    """What is known about one record so far."""
+    """What is known about one record so far.
 
-    __slots__ = ("log_probabilities", "waiting", "weight")
+    Args:
+        calls: takes what the model says of every single window; None when nobody asks.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("calls", "log_probabilities", "waiting", "weight", "windows")
+
+    def __init__(self, calls: Calls | None = None) -> None:
+        self.calls = calls
         self.log_probabilities: NDArray[np.float64] | None = None
         """Weighted sum over the windows (labels,)."""
         self.weight = 0.0
         """Number of bases behind it that are not N."""
         self.waiting = 0
         """Windows that the model has not seen yet."""
+        self.windows = 0
+        """Windows that it has seen or will see."""
 
-    def add(self, log_probabilities: NDArray[np.float64], weight: float) -> None:
-        """Take in one window."""
+    def add(self, log_probabilities: NDArray[np.float64], weight: float, number: int) -> None:
+        """Take in one window, the number of which its calls know."""
+        if self.calls is not None:
+            self.calls.settle(number, log_probabilities, weight)
         weighted = log_probabilities * weight
         self.log_probabilities = weighted if self.log_probabilities is None else self.log_probabilities + weighted
         self.weight += weight
@@ -83,23 +95,32 @@ class WindowPool:
         self.batch_tokens = default if batch_tokens is None else batch_tokens
         self.windows = 0
         """Windows that went through the model, each counted once for both strands."""
+        self.added = 0
+        """Windows that went or will go through it."""
         self.bases = 0
         """Their bases, N included."""
         self._model = model
         self._device = device
         self._both_strands = both_strands
         self._on_batch = on_batch
-        self._waiting: list[tuple[Evidence, Codes, float]] = []
+        self._waiting: list[_Window] = []
         self._cost = 0
 
-    def add(self, evidence: Evidence, window: Codes) -> None:
+    def add(self, evidence: Evidence, window: Codes, start: int = 0) -> None:
         """Take a window of codes (L,) of a record; windows of nothing but N say nothing and are left out."""
         known = float(np.count_nonzero(window < DNA.unknown_code))
+        calls, number = evidence.calls, 0
+        if calls is not None:
+            number = calls.reserve(start, start + len(window))
         if not known:
             return
+        if calls is not None:
+            calls.wait()
         evidence.waiting += 1
+        evidence.windows += 1
+        self.added += 1
         # a copy: a window may be a view that keeps a whole record alive
-        self._waiting.append((evidence, window.copy(), known))
+        self._waiting.append((evidence, window.copy(), known, number))
         self._cost += max(len(window), SHORTEST_COST) * self._strands
         if self._cost >= POOL_BATCHES * self.batch_tokens:
             self.flush()
@@ -112,10 +133,10 @@ class WindowPool:
         while start < len(waiting):
             end = self._end_of_batch(waiting, start)
             batch = waiting[start:end]
-            codes = [window for _, window, _ in batch]
+            codes = [window for _, window, _, _ in batch]
             scores = score(self._model, codes, self._device, self._both_strands, self.batch_tokens)
-            for (evidence, window, known), row in zip(batch, scores, strict=True):
-                evidence.add(row, known)
+            for (evidence, window, known, number), row in zip(batch, scores, strict=True):
+                evidence.add(row, known, number)
                 self.windows += 1
                 self.bases += len(window)
             start = end
@@ -126,7 +147,7 @@ class WindowPool:
     def _strands(self) -> int:
         return 2 if self._both_strands else 1
 
-    def _end_of_batch(self, waiting: list[tuple[Evidence, Codes, float]], start: int) -> int:
+    def _end_of_batch(self, waiting: "list[_Window]", start: int) -> int:
         """Return where the batch that begins at `start` ends; lengths fall from there on."""
         longest = len(waiting[start][1])
         most = max(1, self.batch_tokens // (max(longest, SHORTEST_COST) * self._strands))

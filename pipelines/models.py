@@ -11,8 +11,9 @@ from mamba_seq.errors import ModelError, UnknownModelError
 if TYPE_CHECKING:
     import torch
 
+    from mamba_seq.calibration import Calibration
     from mamba_seq.config import ModelConfig
-    from mamba_seq.heads import SequenceClassifier
+    from mamba_seq.heads import LanguageModel, SequenceClassifier
 
 log = logging.getLogger("mamba_seq.pipelines")
 
@@ -43,6 +44,27 @@ def load_model(spec: str, device: "torch.device | str") -> "SequenceClassifier":
     return model
 
 
+def load_language_model(spec: str, device: "torch.device | str") -> "LanguageModel":
+    """Load the DNA language model that `-m` names, in evaluation mode; see `load_model`.
+
+    Raises:
+        UnknownModelError: when there is no such model.
+        ModelError: when it cannot be read, is of another task or alphabet, or wants to be told a class.
+    """
+    from mamba_seq.heads import LanguageModel
+    from mamba_seq.loading import from_pretrained
+
+    model = from_pretrained(locate_model(spec), device)
+    if not isinstance(model, LanguageModel) or model.config.labels:
+        kind = model.config.task + (" of several classes" if isinstance(model, LanguageModel) else "")
+        raise ModelError(
+            f"model {spec!r} is a {kind}, expected a language-model without classes; choose another -m, or train one "
+            "with a recipe of task: language-model"
+        )
+    _check_input(spec, model.config)
+    return model
+
+
 def _check_input(spec: str, config: "ModelConfig") -> None:
     """Refuse a model whose input is not the tokens of DNA."""
     from mamba_seq.data_prep.alphabet import DNA
@@ -56,6 +78,31 @@ def _check_input(spec: str, config: "ModelConfig") -> None:
     else:
         return
     raise ModelError(f"model {spec!r} reads {reads}, expected {DNA.name!r}; choose another -m")
+
+
+def calibration_of(spec: str, config: "ModelConfig", novel: float | None = None) -> "Calibration | None":
+    """Return the calibration that a model has stored, or None.
+
+    Args:
+        spec: what `-m` said, for messages.
+        config: of the model.
+        novel: a rate that its thresholds must have, or None.
+
+    Raises:
+        ModelError: when a rate was asked for and there is no threshold for it.
+    """
+    from mamba_seq.calibration import Calibration
+
+    stored = None if config.calibration is None else Calibration.from_fields(config.calibration)
+    if novel is None or (stored is not None and novel in stored.rates):
+        return stored
+    if stored is None or not stored.rates:
+        raise ModelError(
+            f"model {spec!r} is not calibrated, which --novel needs; measure it on genomes of its classes that it has "
+            "not seen: mamba-seq calibrate GENOMES -m MODEL -o FOLDER"
+        )
+    rates = ", ".join(f"{rate:g}" for rate in stored.rates)
+    raise ModelError(f"model {spec!r} has no threshold for --novel {novel:g}; it has those for {rates}")
 
 
 def locate_model(spec: str, pickles: bool = False) -> Path:

@@ -8,26 +8,19 @@ other file.
 
 import contextlib
 import errno
-import gzip
 import os
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from mamba_seq.pipelines.compressed import Sink, packed
 from mamba_seq.pipelines.errors import OutputError
 
 STDOUT = "-"
 COPY_PIECE = 1 << 20
-
-
-class Sink(Protocol):
-    """What `open_output` gives: bytes go in."""
-
-    def write(self, data: bytes, /) -> int:
-        """Append bytes."""
 
 
 @contextlib.contextmanager
@@ -35,21 +28,40 @@ def open_output(target: str) -> Iterator[Sink]:
     """Write to `target`, which appears when the block ends well and stays as it was when the block raises.
 
     Args:
-        target: a path, or "-" for standard output. A path that ends in .gz is compressed.
+        target: a path, or "-" for standard output. A path that ends in .gz, .bz2, .xz or .zst is compressed.
 
     Raises:
         OutputError: when the target cannot be written: no folder, no permission, a folder of that name, no space.
         BrokenPipeError: when the reader of standard output has gone.
     """
-    check_output(target)
-    opened = _spooled(target) if _must_spool(target) else _beside(Path(os.path.realpath(target)), target)
-    with opened as sink:
-        if not target.endswith(".gz"):
-            yield sink
-            return
-        # no name and no time in the header: the same data make the same file
-        with gzip.GzipFile(filename="", mode="wb", fileobj=sink, mtime=0) as packed:
-            yield packed
+    with open_outputs((target,)) as (sink,):
+        yield sink
+
+
+@contextlib.contextmanager
+def open_outputs(targets: Sequence[str]) -> Iterator[list[Sink]]:
+    """Write to several targets, which appear together: none before the data of all of them are on the disk.
+
+    Args:
+        targets: as for `open_output`.
+
+    Raises:
+        OutputError: as for `open_output`.
+        BrokenPipeError: when the reader of standard output has gone.
+    """
+    for target in targets:
+        check_output(target)
+    with contextlib.ExitStack() as stack:
+        waiting: list[_Waiting] = []
+        for target in targets:
+            waiting.append(_Spooled(target) if _must_spool(target) else _Beside(target))
+            stack.callback(waiting[-1].discard)
+        with contextlib.ExitStack() as packers:
+            yield [packers.enter_context(packed(w.sink, t)) for w, t in zip(waiting, targets, strict=True)]
+        for each in waiting:
+            each.settle()
+        for each in waiting:
+            each.appear()
 
 
 def check_output(target: str, inputs: tuple[str, ...] = ()) -> None:
@@ -75,10 +87,26 @@ def check_output(target: str, inputs: tuple[str, ...] = ()) -> None:
         raise OutputError(f"cannot write {target}: there is no folder {path.parent}; make it first (mkdir -p)")
     for name in inputs:
         if name != STDOUT and _is_regular(path) and os.path.exists(name) and os.path.samefile(path, name):
-            raise OutputError(f"cannot write {target}: it is also an input; choose another name for -o")
+            raise OutputError(f"cannot write {target}: it is also an input; choose another name for the output")
     place = path.parent if _is_regular(path) or not path.exists() else path
     if not os.access(place, os.W_OK):
         raise OutputError(f"cannot write {target}: no permission to write to {place}")
+
+
+def check_outputs(targets: Sequence[str], inputs: tuple[str, ...] = ()) -> None:
+    """Refuse targets that could not be written, or of which two are the same; see `check_output`.
+
+    Raises:
+        OutputError: with what to do about it.
+    """
+    seen: dict[str, str] = {}
+    for target in targets:
+        check_output(target, inputs)
+        place = target if target == STDOUT else os.path.realpath(target)
+        if place in seen and place != os.devnull:
+            name = "standard output" if target == STDOUT else target
+            raise OutputError(f"two outputs are to go to {name}; give each a name of its own")
+        seen[place] = target
 
 
 @contextlib.contextmanager
@@ -111,51 +139,79 @@ def check_new_folder(target: Path) -> None:
         raise OutputError(f"cannot write the folder {target}: it {what}, expected a new or empty folder")
 
 
-@contextlib.contextmanager
-def _beside(path: Path, target: str) -> Iterator["_Told"]:
-    """Write a hidden file in the folder of `path` and rename it over `path` at the end."""
-    hidden = None
-    try:
+class _Waiting(Protocol):
+    """Data on their way to a target."""
+
+    sink: "_Told"
+
+    def settle(self) -> None:
+        """Bring all that was written to the disk."""
+
+    def appear(self) -> None:
+        """Make the target what was written."""
+
+    def discard(self) -> None:
+        """Close and remove what did not become the target."""
+
+
+class _Beside:
+    """A hidden file in the folder of the target that is renamed over it."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._path = path = Path(os.path.realpath(target))
         with _telling(target):
-            descriptor, hidden = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=".part")
-        sink = _Told(open(descriptor, "wb"), target)  # noqa: SIM115 - closed below, where an error is told
+            descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.", suffix=".part")
+        self._hidden: str | None = name
+        self.sink = _Told(open(descriptor, "wb"), target)  # noqa: SIM115 - closed below, where an error is told
+
+    def settle(self) -> None:
+        self.sink.flush()
+        with _telling(self._target):
+            os.fchmod(self.sink.fileno(), _mode(self._path))
+            os.fsync(self.sink.fileno())
+        self.sink.close()
+
+    def appear(self) -> None:
+        assert self._hidden is not None
+        with _telling(self._target):
+            os.replace(self._hidden, self._path)
+        self._hidden = None
+
+    def discard(self) -> None:
         try:
-            yield sink
-            with _telling(target):
-                sink.flush()
-                os.fchmod(descriptor, _mode(path))
-                os.fsync(descriptor)
+            self.sink.close()
         finally:
-            sink.close()
-        with _telling(target):
-            os.replace(hidden, path)
-        hidden = None
-    finally:
-        if hidden is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(hidden)
+            if self._hidden is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._hidden)
 
 
-@contextlib.contextmanager
-def _spooled(target: str) -> Iterator["_Told"]:
-    """Collect the data in a temporary file that has no name, and copy them to `target` at the end."""
-    place = f"to the temporary folder {tempfile.gettempdir()} (set TMPDIR, or name a file with -o)"
-    with _telling(place):
-        spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed below, where an error is told
-    sink = _Told(spool, place)
-    try:
-        yield sink
-        sink.flush()
-        spool.seek(0)
-        with _telling(target):
-            if target == STDOUT:
+class _Spooled:
+    """A temporary file without a name that is copied to the target."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        place = f"to the temporary folder {tempfile.gettempdir()} (set TMPDIR, or name a file with -o)"
+        with _telling(place):
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed below, where an error is told
+        self.sink = _Told(self._file, place)
+
+    def settle(self) -> None:
+        self.sink.flush()
+
+    def appear(self) -> None:
+        self._file.seek(0)
+        with _telling(self._target):
+            if self._target == STDOUT:
                 sys.stdout.flush()
-                _copy(spool, sys.stdout.buffer)
+                _copy(self._file, sys.stdout.buffer)
             else:
-                with open(target, "wb") as device:
-                    _copy(spool, device)
-    finally:
-        sink.close()
+                with open(self._target, "wb") as device:
+                    _copy(self._file, device)
+
+    def discard(self) -> None:
+        self.sink.close()
 
 
 def _copy(source: BinaryIO, target: BinaryIO) -> None:
@@ -181,6 +237,9 @@ class _Told:
     def flush(self) -> None:
         with _telling(self._target):
             self._raw.flush()
+
+    def fileno(self) -> int:
+        return self._raw.fileno()
 
     def close(self) -> None:
         # what is still in the buffer may fail once more

@@ -6,17 +6,21 @@ sees is consistent, and rounding that differs with the number of threads cannot 
 
 import dataclasses
 import json
-from collections.abc import Sequence
-from typing import Final, Literal, Protocol
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from mamba_seq.pipelines.calls import Calls
+    from mamba_seq.pipelines.originals import Original
+
 DECIMALS = 4
 MISSING = "NA"
 
-Status = Literal["ok", "unclassified", "too_short", "empty", "no_bases", "invalid"]
-STATUSES: Final[tuple[Status, ...]] = ("ok", "unclassified", "too_short", "empty", "no_bases", "invalid")
+Status = Literal["ok", "unclassified", "novel", "too_short", "empty", "no_bases", "invalid"]
+STATUSES: Final[tuple[Status, ...]] = ("ok", "unclassified", "novel", "too_short", "empty", "no_bases", "invalid")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,10 +37,21 @@ class Row:
     """The most probable label; None unless the status is ok."""
     probabilities: tuple[float, ...] | None = None
     """Of each label in order, rounded; None when the model saw nothing."""
+    source: int = 0
+    """Number of the file that it came from."""
+    calls: "Calls | None" = None
+    """What the model says of every window; None when nobody asked, or the model saw nothing."""
+    original: "Original | None" = None
+    """The text of the record; None when nobody asked."""
 
 
 def decide(
-    record: str, length: int, probabilities: NDArray[np.float64], labels: Sequence[str], min_probability: float
+    record: str,
+    length: int,
+    probabilities: NDArray[np.float64],
+    labels: Sequence[str],
+    min_probability: float,
+    novel_below: float = 0.0,
 ) -> Row:
     """Make the row of a record that the model has seen.
 
@@ -46,22 +61,28 @@ def decide(
         probabilities: of each label (labels,).
         labels: the names in order.
         min_probability: below it, the record is unclassified.
+        novel_below: below it, the record is novel, which says more.
     """
     rounded = tuple(round(float(p), DECIMALS) for p in probabilities)
     best = max(range(len(labels)), key=rounded.__getitem__)
+    if rounded[best] < novel_below:
+        return Row(record, length, "novel", None, rounded)
     if rounded[best] < min_probability:
         return Row(record, length, "unclassified", None, rounded)
     return Row(record, length, "ok", labels[best], rounded)
 
 
-class Format(Protocol):
-    """A way to write rows."""
+class Writer(Protocol):
+    """Makes a file of rows, piece by piece."""
 
-    def head(self) -> bytes:
-        """Return what stands before the first row."""
+    def head(self) -> Iterable[bytes]:
+        """Give what stands before the first row."""
 
-    def row(self, row: Row) -> bytes:
-        """Return one row with its line end."""
+    def row(self, row: Row) -> Iterable[bytes]:
+        """Give what is to be written of one row."""
+
+    def tail(self) -> Iterable[bytes]:
+        """Give what follows the last row."""
 
 
 class Tsv:
@@ -70,12 +91,12 @@ class Tsv:
     def __init__(self, labels: Sequence[str]) -> None:
         self._labels = [printable(label) for label in labels]
 
-    def head(self) -> bytes:
+    def head(self) -> tuple[bytes, ...]:
         """Return the header line."""
         names = ["record", "length", "prediction", "probability", "status", *(f"p:{label}" for label in self._labels)]
-        return _line(names)
+        return (line(names),)
 
-    def row(self, row: Row) -> bytes:
+    def row(self, row: Row) -> tuple[bytes, ...]:
         """Return the line of a record."""
         if row.probabilities is None:
             top, each = MISSING, [MISSING] * len(self._labels)
@@ -83,7 +104,11 @@ class Tsv:
             each = [f"{p:.{DECIMALS}f}" for p in row.probabilities]
             top = max(each)
         prediction = MISSING if row.prediction is None else printable(row.prediction)
-        return _line([printable(row.record) or MISSING, str(row.length), prediction, top, row.status, *each])
+        return (line([printable(row.record) or MISSING, str(row.length), prediction, top, row.status, *each]),)
+
+    def tail(self) -> tuple[bytes, ...]:
+        """Return nothing."""
+        return ()
 
 
 class JsonLines:
@@ -92,11 +117,11 @@ class JsonLines:
     def __init__(self, labels: Sequence[str]) -> None:
         self._labels = labels
 
-    def head(self) -> bytes:
+    def head(self) -> tuple[bytes, ...]:
         """Return nothing: every line stands for itself."""
-        return b""
+        return ()
 
-    def row(self, row: Row) -> bytes:
+    def row(self, row: Row) -> tuple[bytes, ...]:
         """Return the line of a record."""
         known = row.probabilities
         fields = {
@@ -108,10 +133,11 @@ class JsonLines:
             "probabilities": None if known is None else dict(zip(self._labels, known, strict=True)),
         }
         # ASCII escapes: bytes of a header that are no UTF-8 still give valid JSON
-        return json.dumps(fields).encode("ascii") + b"\n"
+        return (json.dumps(fields).encode("ascii") + b"\n",)
 
-
-FORMATS: Final[dict[str, type[Tsv] | type[JsonLines]]] = {"tsv": Tsv, "jsonl": JsonLines}
+    def tail(self) -> tuple[bytes, ...]:
+        """Return nothing."""
+        return ()
 
 
 def printable(text: str) -> str:
@@ -121,5 +147,6 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)
 
 
-def _line(fields: list[str]) -> bytes:
+def line(fields: list[str]) -> bytes:
+    """Return a line of a table, its fields printable."""
     return "\t".join(fields).encode("utf-8", "backslashreplace") + b"\n"

@@ -31,6 +31,8 @@ def block_step(
 
         x = x + out_proj(recurrence(conv(in_proj(norm(x)))))      one after another (Mamba, arXiv 2312.00752, figure 3)
 
+    Shapes: B batch, M width of the stream, D channels, N state size, K taps.
+
     Args:
         residual: the stream of this position (B, M); float32, float16 or bfloat16. Computed in float32, and rounded to
             its type behind every block.

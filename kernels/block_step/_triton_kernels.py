@@ -69,6 +69,7 @@ def stack(
     N: tl.constexpr,
     R: tl.constexpr,
     K: tl.constexpr,
+    K_PADDED: tl.constexpr,
     M_PADDED: tl.constexpr,
     N_PADDED: tl.constexpr,
     R_PADDED: tl.constexpr,
@@ -100,13 +101,14 @@ def stack(
     for layer in range(LAYERS):
         w_low, w_b, w_c = load_selection(table, layer, d, D, N, R, N_PADDED, R_PADDED, W)
         w_out = load_out(table, layer, d, m, M, D, W)
+        taps, inputs, offset = load_convolution(table, layer, d, conv, conv_k, D, K, K_PADDED, W, CONV, HAS_CONV_BIAS)
         u, z = project_in(
-            x, w_x, w_z, table, layer, d, m, conv, conv_k, eps,
-            M, D, K, W, CONV, LAYER_NORM, NORM_HAS_BIAS, PROJ_BIAS, HAS_CONV_BIAS,
+            x, w_x, w_z, taps, inputs, offset, table, layer, d, m, conv, conv_k, eps,
+            M, D, K, K_PADDED, W, CONV, LAYER_NORM, NORM_HAS_BIAS, PROJ_BIAS,
         )  # fmt: skip
         w_x, w_z = load_in(table, tl.minimum(layer + 1, LAYERS - 1), d, m, M, D, W)
-        low, b, c = select(u, w_low, w_b, w_c)
         a, h, w_dt, dt_bias, skip = load_recurrence(table, layer, d, ssm, ssm_d, ssm_n, D, N, R, N_PADDED, R_PADDED, W)
+        low, b, c = select(u, w_low, w_b, w_c)
         if PARTS > 1:
             store_selection(projected, part, low, b, c, R_PADDED, N_PADDED)
             awaited += PARTS
@@ -144,6 +146,7 @@ def enter(
     N: tl.constexpr,
     R: tl.constexpr,
     K: tl.constexpr,
+    K_PADDED: tl.constexpr,
     M_PADDED: tl.constexpr,
     N_PADDED: tl.constexpr,
     R_PADDED: tl.constexpr,
@@ -170,9 +173,11 @@ def enter(
     x = read_stream(stream, added, table, layer, item, batch, m, M, M_PADDED, PARTS, PARTS_PADDED, W, STREAM, PROJ_BIAS)
     if part == 0:
         tl.store(stream + ((layer + 1) % 2 * batch + item) * M + m, x, mask=m < M)
+    conv = item * conv_batch + d * conv_d
+    taps, inputs, offset = load_convolution(table, layer, d, conv, conv_k, D, K, K_PADDED, W, CONV, HAS_CONV_BIAS)
     u, z = project_in(
-        x, w_x, w_z, table, layer, d, m, item * conv_batch + d * conv_d, conv_k, eps,
-        M, D, K, W, CONV, LAYER_NORM, NORM_HAS_BIAS, PROJ_BIAS, HAS_CONV_BIAS,
+        x, w_x, w_z, taps, inputs, offset, table, layer, d, m, conv, conv_k, eps,
+        M, D, K, K_PADDED, W, CONV, LAYER_NORM, NORM_HAS_BIAS, PROJ_BIAS,
     )  # fmt: skip
     low, b, c = select(u, w_low, w_b, w_c)
     store_selection(projected, part, low, b, c, R_PADDED, N_PADDED)
@@ -303,10 +308,27 @@ def load_recurrence(
 
 
 @device_function
+def load_convolution(
+    table, layer, d, conv, conv_k, D: tl.constexpr, K: tl.constexpr, K_PADDED: tl.constexpr, W: tl.constexpr,
+    CONV: tl.constexpr, HAS_CONV_BIAS: tl.constexpr,
+):  # fmt: skip
+    k = tl.arange(0, K_PADDED)
+    inside = d < D
+    where = address(table, layer, CONV_WEIGHT, W) + d[:, None] * K + k[None, :]
+    taps = tl.load(where, mask=inside[:, None] & (k < K)[None, :], other=0.0)
+    past = tl.load(table + layer * SLOTS + CONV_STATE).to(tl.pointer_type(CONV)) + conv[:, None]
+    inputs = tl.load(past + k[None, :] * conv_k, mask=inside[:, None] & (k < K - 1)[None, :], other=0.0)
+    offset = tl.zeros_like(d).to(tl.float32)
+    if HAS_CONV_BIAS:
+        offset += tl.load(address(table, layer, CONV_BIAS, W) + d, mask=inside, other=0.0).to(tl.float32)
+    return taps, inputs, offset
+
+
+@device_function
 def project_in(
-    x, w_x, w_z, table, layer, d, m, conv, conv_k, eps,
-    M: tl.constexpr, D: tl.constexpr, K: tl.constexpr, W: tl.constexpr, CONV: tl.constexpr, LAYER_NORM: tl.constexpr,
-    NORM_HAS_BIAS: tl.constexpr, PROJ_BIAS: tl.constexpr, HAS_CONV_BIAS: tl.constexpr,
+    x, w_x, w_z, taps, inputs, offset, table, layer, d, m, conv, conv_k, eps,
+    M: tl.constexpr, D: tl.constexpr, K: tl.constexpr, K_PADDED: tl.constexpr, W: tl.constexpr, CONV: tl.constexpr,
+    LAYER_NORM: tl.constexpr, NORM_HAS_BIAS: tl.constexpr, PROJ_BIAS: tl.constexpr,
 ):  # fmt: skip
     # norm, in_proj, convolution and SiLU; its inputs move on by one
     inside = d < D
@@ -322,17 +344,15 @@ def project_in(
         z += tl.load(bias + D + d, mask=inside, other=0.0).to(tl.float32)
     # what the next steps will read of this one is what this one reads
     kept = now.to(CONV)
-    taps = address(table, layer, CONV_WEIGHT, W) + d * K
+    k = tl.arange(0, K_PADDED)
+    window = tl.where((k == K - 1)[None, :], kept[:, None], inputs)
+    u = tl.sum(taps.to(tl.float32) * window.to(tl.float32), axis=1) + offset
+    # several threads hold a channel, and each has read its inputs for itself: all do before one of them moves them on
+    tl.debug_barrier()
     past = tl.load(table + layer * SLOTS + CONV_STATE).to(tl.pointer_type(CONV)) + conv
-    u = tl.load(taps + (K - 1), mask=inside, other=0.0).to(tl.float32) * kept.to(tl.float32)
-    for k in tl.static_range(K - 1):
-        value = tl.load(past + k * conv_k, mask=inside, other=0.0)
-        u += tl.load(taps + k, mask=inside, other=0.0).to(tl.float32) * value.to(tl.float32)
-        if k > 0:
-            tl.store(past + (k - 1) * conv_k, value, mask=inside)
+    moved = inside[:, None] & ((k > 0) & (k < K - 1))[None, :]
+    tl.store(past[:, None] + (k - 1)[None, :] * conv_k, inputs, mask=moved)
     tl.store(past + (K - 2) * conv_k, kept, mask=inside)
-    if HAS_CONV_BIAS:
-        u += tl.load(address(table, layer, CONV_BIAS, W) + d, mask=inside, other=0.0).to(tl.float32)
     return u * sigmoid(u), z
 
 
@@ -356,6 +376,7 @@ def recur(
     decay = exp2(dt[:, None] * (exp2(a * LOG2E) * -LOG2E))
     h = decay * h + (dt * u)[:, None] * b[None, :]
     state = tl.load(table + layer * SLOTS + SSM_STATE).to(tl.pointer_type(tl.float32)) + ssm
+    tl.debug_barrier()  # a small state is in several threads too
     tl.store(state + d[:, None] * ssm_d + n[None, :] * ssm_n, h, mask=tile)
     y = tl.sum(h * c[None, :], axis=1) + skip * u
     return y * z * sigmoid(z)

@@ -10,6 +10,7 @@ A group of PARTS programs serves ROWS sequences. A layer is three phases, in eac
 `stack` runs all layers in one launch, where a program waits behind each phase for those of its group; `enter`,
 `middle` and `leave` are launches of one phase, for more programs than a GPU can hold at once, and for the interpreter.
 """
+# ruff: noqa: RUF005
 # mypy: ignore-errors
 
 import triton
@@ -217,11 +218,13 @@ def enter_layer(
     past = tl.load(table + layer * SLOTS + CONV_STATE).to(tl.pointer_type(CONV))
     past += row * conv_batch + d[None, :] * conv_d
     u = tl.load(taps + (K - 1), mask=inside, other=0.0).to(tl.float32)[None, :] * kept.to(tl.float32)
+    values = ()
     for k in tl.static_range(K - 1):
-        value = tl.load(past + k * conv_k, mask=tile, other=0.0)
-        u += tl.load(taps + k, mask=inside, other=0.0).to(tl.float32)[None, :] * value.to(tl.float32)
-        if k > 0:
-            tl.store(past + (k - 1) * conv_k, value, mask=tile)
+        values = values + (tl.load(past + k * conv_k, mask=tile, other=0.0),)
+        u += tl.load(taps + k, mask=inside, other=0.0).to(tl.float32)[None, :] * values[k].to(tl.float32)
+    tl.debug_barrier()  # as in project_in of _triton_kernels.py
+    for k in tl.static_range(1, K - 1):
+        tl.store(past + (k - 1) * conv_k, values[k], mask=tile)
     tl.store(past + (K - 2) * conv_k, kept, mask=tile)
     if HAS_CONV_BIAS:
         u += tl.load(address(table, layer, CONV_BIAS, W) + d, mask=inside, other=0.0).to(tl.float32)[None, :]
@@ -270,11 +273,12 @@ def pass_layer(
     log_a = address(table, layer, A_LOG, tl.float32) + d[:, None] * N + n[None, :]
     a = exp2(tl.load(log_a, mask=inside[:, None] & (n < N)[None, :], other=0.0) * LOG2E) * -LOG2E
     h = exp2(dt[:, :, None] * a[None, :, :]) * h + (dt * u)[:, :, None] * b[:, None, :]
-    tl.store(state, h, mask=whole)
     skip = tl.load(address(table, layer, SKIP, tl.float32) + d, mask=inside, other=0.0)
     y = tl.sum(h * c[:, None, :], axis=2) + skip[None, :] * u
     gate = gates + row * D + d[None, :]
     z = tl.load(gate, mask=tile, other=0.0, cache_modifier=".cg")
+    tl.debug_barrier()  # what several threads have read is changed when all have
+    tl.store(state, h, mask=whole)
     tl.store(gate, y * z * sigmoid(z), mask=tile)
 
 
@@ -300,6 +304,7 @@ def leave_layer(
             more += tl.load(address(table, layer, OUT_BIAS, W) + m, mask=m < M, other=0.0).to(tl.float32)[None, :]
         tile = (row < batch) & (m < M)[None, :]
         x = tl.load(stream + row * M + m[None, :], mask=tile, other=0.0, cache_modifier=".cg")
+        tl.debug_barrier()
         tl.store(stream + row * M + m[None, :], (x + more).to(STREAM).to(tl.float32), mask=tile)
 
 

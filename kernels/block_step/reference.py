@@ -5,8 +5,8 @@
     y = selective_state_update(u, softplus(delta + dt_bias), -exp(A_log), B, C, D) * silu(z)
     x = x + out_proj(y)
 
-Shapes: B batch, D channels of the scan, N state size, K taps; M, the width of the residual stream, and R, the rank of
-delta, are this folder's own letters. All is computed in float32, or in float64 where the weights are.
+Shapes: B batch, D channels of the scan, N state size, K taps; this folder's own letters: M width of the residual
+stream, R rank of delta. All is computed in float32, or in float64 where the weights are.
 """
 
 from collections.abc import Sequence

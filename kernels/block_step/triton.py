@@ -1,7 +1,9 @@
 """The launches of a step through a stack of blocks, prepared once for weights and states that stay where they are.
 
 `_triton_kernels.py` says how a step is computed. Where all programs fit the GPU at once, a stack is one launch; else,
-and in Triton's interpreter, each block is two (`enter` and `leave`).
+and in Triton's interpreter, each block is two (`enter` and `leave`), or three of tiles.
+
+Shapes: B batch, M width of the stream.
 """
 
 from collections.abc import Sequence
@@ -19,6 +21,12 @@ from mamba_seq.kernels.block_step.reference import BlockWeights, FinalNorm
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 ALIGNED = 16  # bytes
 LARGEST_TILE = 32768  # elements of the input projection that a program holds
+TILES = (4096, 8192, 16384)  # likewise, the faster first; the last is for 64 channels at most, and 16-bit weights
+LARGEST_ALONE = 8192  # of a program that has a sequence to itself
+MOST_ALONE = 1024 * 8192  # of all such programs: more take turns, and products over all sequences win
+FEWEST_CHANNELS = 16
+FEWEST_ROWS = 16  # of a tile
+WIDEST_OF_ROWS = 256
 
 
 class Launch(NamedTuple):
@@ -33,23 +41,39 @@ class Launch(NamedTuple):
     """Sequences a group of programs; tiles of several are multiplied as such, and are at least 16."""
 
 
-def choose_launch(M: int, D: int, batch: int, device: torch.device) -> Launch:
-    """Return the settings for a width, a number of channels and of sequences.
+def fastest_launch(M: int, D: int, batch: int, device: torch.device, dtype: torch.dtype) -> Launch | None:
+    """Return the settings for a width, a number of channels and of sequences; None where separate operators are faster.
 
-    Narrow blocks are a program each, with nothing to wait for; of wide ones a program takes what streams from the
-    second-level cache while it waits.
+    Measured at widths 64 and 256 in bfloat16 on an H200 (docs/log.md). A narrow block is a program, with nothing to
+    wait for. Of wide ones a program takes as little as lets all find a place at once, the fewer programs read the
+    matrices, the more sequences there are; from there on, some sequences share a group of programs in tiles.
     """
-    padded = triton.next_power_of_2(D)
-    channels = min(padded, max(16, 8192 // triton.next_power_of_2(M)))
-    programs = triton.cdiv(D, channels) * batch
-    alone = channels >= D
-    fits = programs <= multiprocessor_count(device) and not triton_interpreted()
-    return Launch(channels, 8, alone or fits)
+    width, wide = triton.next_power_of_2(M), dtype.itemsize > 2
+    places = 0 if triton_interpreted() else multiprocessor_count(device)
+    if batch == 0 or width * FEWEST_CHANNELS > LARGEST_TILE:
+        return None
+    alone = width * triton.next_power_of_2(D)
+    if alone <= LARGEST_ALONE:
+        return Launch(triton.next_power_of_2(D), 8 if wide else 4, True) if batch * alone <= MOST_ALONE else None
+    for tile in TILES[: 3 if width >= TILES[2] // 64 and not wide else 2]:
+        channels = max(FEWEST_CHANNELS, tile // width)
+        if triton.cdiv(D, channels) * batch <= places:
+            return Launch(channels, 4 if channels * width <= TILES[0] and not wide else 8, True)
+    groups = triton.cdiv(batch, FEWEST_ROWS)
+    if not wide and width <= WIDEST_OF_ROWS and triton.cdiv(D, FEWEST_CHANNELS) * groups <= places:
+        return Launch(FEWEST_CHANNELS, 4, True, FEWEST_ROWS)
+    return None
 
 
-def pays(M: int, D: int, batch: int, device: torch.device) -> bool:
-    """Tell whether a step is faster here than in separate operators: while every program finds a place at once."""
-    return batch > 0 and triton.next_power_of_2(M) * 16 <= LARGEST_TILE and choose_launch(M, D, batch, device).resident
+def choose_launch(M: int, D: int, batch: int, device: torch.device, dtype: torch.dtype) -> Launch:
+    """Return the fastest settings, or some that run anywhere."""
+    channels = min(triton.next_power_of_2(D), max(FEWEST_CHANNELS, 8192 // triton.next_power_of_2(M)))
+    return fastest_launch(M, D, batch, device, dtype) or Launch(channels, 8, channels >= D)
+
+
+def pays(M: int, D: int, batch: int, device: torch.device, dtype: torch.dtype) -> bool:
+    """Tell whether a step is faster here than in separate operators."""
+    return fastest_launch(M, D, batch, device, dtype) is not None
 
 
 def why_not(blocks: Sequence[BlockWeights], states: Sequence[tuple[Tensor, Tensor]], like: Tensor) -> str | None:
@@ -59,8 +83,8 @@ def why_not(blocks: Sequence[BlockWeights], states: Sequence[tuple[Tensor, Tenso
     N = first.A_log.shape[1]
     if like.dtype == torch.float64 or first.in_weight.dtype == torch.float64:
         return "float64 runs on the reference only"
-    if triton.next_power_of_2(M) * 16 > LARGEST_TILE:
-        return f"blocks of width {M} are not small: the widest has {LARGEST_TILE // 16}"
+    if triton.next_power_of_2(M) * FEWEST_CHANNELS > LARGEST_TILE:
+        return f"blocks of width {M} are not small: the widest has {LARGEST_TILE // FEWEST_CHANNELS}"
     if N > 256 or first.dt_weight.shape[1] > 256:
         return "the state or the rank of delta is larger than 256"
     pattern = [t is None for t in first]
@@ -130,7 +154,7 @@ class Prepared:
         batch, M = like.shape
         D, N = first.A_log.shape
         R, K = first.dt_weight.shape[1], first.conv_weight.shape[1]
-        self.launch = launch or choose_launch(M, D, batch, like.device)
+        self.launch = launch or choose_launch(M, D, batch, like.device, first.in_weight.dtype)
         self.key = key_of(like, states, blocks, norm, eps, final_norm)
         parts = triton.cdiv(D, self.launch.channels)
         padded = {
@@ -158,6 +182,7 @@ class Prepared:
             "NORM_HAS_BIAS": first.norm_bias is not None,
             "HAS_CONV_BIAS": first.conv_bias is not None,
         }
+        self.taps = {"K_PADDED": triton.next_power_of_2(K)}
         self.kind = {"LAYER_NORM": norm == "layer"}
         self.bias = {"PROJ_BIAS": first.in_bias is not None}
         self.final = {
@@ -178,7 +203,7 @@ class Prepared:
                     out, residual, self.table, self.projected, self.added, self.counters, weight, bias,
                     *residual.stride(), *self.conv_strides, *self.ssm_strides, self.eps, final_eps,
                     LAYERS=self.layers, **self.sizes, **self.cut, **self.block, **self.types, **self.stream_type,
-                    **self.entry, **self.kind, **self.bias, **self.final, num_warps=self.launch.warps,
+                    **self.entry, **self.taps, **self.kind, **self.bias, **self.final, num_warps=self.launch.warps,
                     launch_cooperative_grid=self.parts > 1,
                 )  # fmt: skip
             else:
@@ -197,8 +222,8 @@ class Prepared:
         for layer in range(self.layers):
             _triton_kernels.enter[grid](
                 stream, self.table, held, self.projected, self.added, layer, self.batch, *self.conv_strides, self.eps,
-                **self.sizes, **self.cut, **self.block, **self.types, **self.stream_type, **self.entry, **self.kind,
-                **self.bias, num_warps=warps,
+                **self.sizes, **self.cut, **self.block, **self.types, **self.stream_type, **self.entry, **self.taps,
+                **self.kind, **self.bias, num_warps=warps,
             )  # fmt: skip
             _triton_kernels.leave[grid](
                 self.table, held, self.projected, self.added, layer, *self.ssm_strides,
@@ -219,7 +244,7 @@ class Prepared:
         stream = torch.empty((self.batch, M), dtype=torch.float32, device=residual.device)
         stream.copy_(residual)
         inner, gates = torch.empty((2, self.batch, D), dtype=torch.float32, device=residual.device)
-        smallest = 16  # of a product of tiles
+        smallest = FEWEST_ROWS
         group = {"PARTS": self.parts, "ROWS": rows}
         width = max(smallest, triton.next_power_of_2(triton.cdiv(M, self.parts)))
         state = {

@@ -57,8 +57,7 @@ def convolution(
 @triton.jit(do_not_specialize=["length", "stretch"])
 def convolution_gradients(
     dx,
-    dweight,
-    dbias,
+    partials,
     dstate,
     dy,
     x,
@@ -84,7 +83,7 @@ def convolution_gradients(
     BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    # dweight (B * parts, K, D) and dbias (B * parts, D) are partial sums of one stretch each
+    # partials (B * parts, D K + D) are sums over one stretch each: the gradients of weight (D, K) and bias (D,)
     batch, sequence, first, start, end, last_end, d = locate(
         pieces, cu_seqlens, length, channels, stretch, BLOCK_D, PACKED
     )  # fmt: skip
@@ -139,10 +138,13 @@ def convolution_gradients(
         t += GROUP
 
     slot = (tl.program_id(0) // ((channels + BLOCK_D - 1) // BLOCK_D)).to(tl.int64)
-    for k in tl.static_range(K):
-        tl.store(dweight + (slot * K + k) * channels + d, dtaps[k], mask=inside)
     if HAS_BIAS:
-        tl.store(dbias + slot * channels + d, doffset, mask=inside)
+        partials += slot * (channels * (K + 1))
+        tl.store(partials + channels * K + d, doffset, mask=inside)
+    else:
+        partials += slot * (channels * K)
+    for k in tl.static_range(K):
+        tl.store(partials + d * K + k, dtaps[k], mask=inside)
 
 
 @triton.jit

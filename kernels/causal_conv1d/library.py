@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mamba_seq.kernels._checks import check_boundaries
 from mamba_seq.kernels._dispatch import choose, implementation
-from mamba_seq.kernels._library import as_leaves, define, differentiable, gradients_of
+from mamba_seq.kernels._library import as_leaves, define, differentiable, gradients_of, on_its_own
 from mamba_seq.kernels.causal_conv1d.function import differentiate, run, run_backward, setup_context
 from mamba_seq.kernels.causal_conv1d.reference import causal_conv1d_reference, causal_conv1d_update_reference
 
@@ -35,7 +35,7 @@ def _conv(
     arguments = (x, weight, bias, activation, initial_state, cu_seqlens)
     chosen = _chosen(backend, x)
     y = causal_conv1d_reference(*arguments) if chosen == REFERENCE else run(*arguments, chosen)
-    return y.contiguous()
+    return on_its_own(y)
 
 
 def _conv_fake(x: Tensor, *others: Any) -> Tensor:
@@ -61,7 +61,7 @@ def _conv_backward(
             y = causal_conv1d_reference(*again)
         return gradients_of([y], [dy], leaves)
     found = run_backward(dy, x, weight, bias, activation, initial_state, cu_seqlens, chosen)
-    return [g.contiguous() for g in found]
+    return [on_its_own(g) for g in found]
 
 
 def _conv_backward_fake(

@@ -8,15 +8,18 @@ stretches each from its own start (see `kernels/_packing.py`).
 """
 
 import torch
-import triton
 from torch import Tensor
 
 from mamba_seq.kernels._dispatch import triton_interpreted
+from mamba_seq.kernels._launch import Launcher, cdiv
 from mamba_seq.kernels._packing import Packing
 from mamba_seq.kernels.causal_conv1d import _triton_kernels
 
 BLOCK_D = 128  # channels of a program: one warp, four a lane
 GROUP = 8  # rows whose loads go out together
+
+CONVOLUTION = Launcher(_triton_kernels.convolution)
+GRADIENTS = Launcher(_triton_kernels.convolution_gradients)
 
 
 def forward(
@@ -34,7 +37,8 @@ def forward(
     stretch = steps_a_program(x)
     parts, pieces = cut(x, stretch, cu_seqlens)
     with torch.cuda.device_of(x):
-        _triton_kernels.convolution[(triton.cdiv(D, BLOCK_D) * parts,)](
+        CONVOLUTION(
+            (cdiv(D, BLOCK_D) * parts,),
             y, x, weight.contiguous(), contiguous(bias), contiguous(initial_state), pieces, contiguous(cu_seqlens),
             x.stride(0), x.stride(1), L, D, stretch,
             **switches(weight, bias, activation, initial_state, cu_seqlens), num_warps=1,
@@ -63,21 +67,17 @@ def backward(
     parts, pieces = cut(x, stretch, cu_seqlens)
     dx = x.new_empty((B, L, D)) if dx is None else dx
     assert dx.stride(2) == 1, "the kernel writes channels side by side"
-    dweight = x.new_empty((parts, K, D), dtype=torch.float32)
-    dbias = None if bias is None else x.new_empty((parts, D), dtype=torch.float32)
+    partials = x.new_empty((parts, D * (K if bias is None else K + 1)), dtype=torch.float32)
     dstate = None if initial_state is None else x.new_empty(initial_state.shape)
     with torch.cuda.device_of(x):
-        _triton_kernels.convolution_gradients[(triton.cdiv(D, BLOCK_D) * parts,)](
-            dx, dweight, dbias, dstate, dy, x, weight.contiguous(), contiguous(bias), contiguous(initial_state),
+        GRADIENTS(
+            (cdiv(D, BLOCK_D) * parts,),
+            dx, partials, dstate, dy, x, weight.contiguous(), contiguous(bias), contiguous(initial_state),
             pieces, contiguous(cu_seqlens), *dx.stride()[:2], *dy.stride()[:2], *x.stride()[:2], L, D, stretch,
             **switches(weight, bias, activation, initial_state, cu_seqlens), num_warps=1,
         )  # fmt: skip
-    return (
-        dx,
-        dweight.sum(0).t().to(weight.dtype, memory_format=torch.contiguous_format),
-        None if bias is None or dbias is None else dbias.sum(0).to(bias.dtype),
-        dstate,
-    )
+    sums = partials.sum(0).to(weight.dtype)
+    return dx, sums[: D * K].view(D, K), None if bias is None else sums[D * K :], dstate
 
 
 def causal_conv1d_update(
@@ -87,7 +87,7 @@ def causal_conv1d_update(
     B, D = x.shape
     y = x.new_empty((B, D))
     with torch.cuda.device_of(x):
-        _triton_kernels.convolution_step[(triton.cdiv(D, BLOCK_D) * B,)](
+        _triton_kernels.convolution_step[(cdiv(D, BLOCK_D) * B,)](
             y, x, state, weight, contiguous(bias), *x.stride(), *state.stride(), *weight.stride(), D,
             K=weight.shape[1], HAS_BIAS=bias is not None, SILU=activation == "silu", BLOCK_D=BLOCK_D, num_warps=1,
         )  # fmt: skip
@@ -97,7 +97,7 @@ def causal_conv1d_update(
 def steps_a_program(x: Tensor) -> int:
     """Return the length of a program's stretch: long enough for few partial sums, short enough for many programs."""
     B, L, D = x.shape
-    wanted = B * L * triton.cdiv(D, BLOCK_D) // 4096
+    wanted = B * L * cdiv(D, BLOCK_D) // 4096
     shortest, longest = (16, 16) if triton_interpreted() else (32, 256)
     return min(max(2 ** (max(wanted, 1).bit_length() - 1), shortest), longest)
 
@@ -106,7 +106,7 @@ def cut(x: Tensor, stretch: int, cu_seqlens: Tensor | None) -> tuple[int, Tensor
     """Return how many stretches there are for every block of channels, and of packed sequences the table of them."""
     B, L, _ = x.shape
     if cu_seqlens is None:
-        return B * triton.cdiv(L, stretch), None
+        return B * cdiv(L, stretch), None
     pieces = Packing.cut(cu_seqlens, L, stretch).pieces
     return len(pieces), pieces
 

@@ -104,10 +104,10 @@ def scan_chunks(
     state_at = d[:, None] * N + n[None, :]
     inside = (d < channels)[:, None]
     a2 = gl.load(A + state_at, mask=inside, other=0.0) * LOG2E
-    before = states + (c * batches + batch) * channels * N
-    after = states + ((c + 1) * batches + batch) * channels * N
+    # in this order the compiler keeps what all lanes share in uniform registers
+    slot = (batch + c * batches) * (channels * N)
     if OUTPUTS or KEEP:
-        h = gl.load(before + state_at, mask=inside, other=0.0)
+        h = gl.load(states + slot + state_at, mask=inside, other=0.0)
     else:
         h = gl.zeros([BLOCK_D, N], gl.float32, layout=tile)
     total = gl.zeros([BLOCK_D], gl.float32, layout=over_d)
@@ -215,9 +215,9 @@ def scan_chunks(
 
     if OUTPUTS:
         if n_chunks == 1:  # otherwise the pass over the chunks has left the final state there
-            gl.store(after + state_at, h, mask=inside)
+            gl.store(states + slot + batches.to(gl.int64) * channels * N + state_at, h, mask=inside)
     elif not KEEP:
-        gl.store(after + state_at, h, mask=inside)
+        gl.store(states + slot + batches.to(gl.int64) * channels * N + state_at, h, mask=inside)
         gl.store(sums + (batch * n_chunks + c) * channels + d, total, mask=d < channels)
 
 

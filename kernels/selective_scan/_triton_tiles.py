@@ -10,7 +10,7 @@ that tells complex from real is the decay and the two products below.
 
 import triton.language as tl
 
-from mamba_seq.kernels._triton_math import LN2, LOG2E, device_function, exp2, softplus, turn
+from mamba_seq.kernels._triton_math import LN2, LOG2E, device_function, exp2, softplus, turn, unbiased_exp2
 
 LANES = tl.constexpr(32)
 
@@ -138,10 +138,10 @@ def projection(B, t, N: tl.constexpr, N_PADDED: tl.constexpr, PARTS: tl.constexp
 @device_function
 def decay(dt, a2, PARTS: tl.constexpr):
     # exp(dt A)
-    size = exp2(dt * a2[0])
     if PARTS == 1:
-        return (size,)
+        return (exp2(dt * a2[0]),)
     else:
+        size = unbiased_exp2(dt * a2[0])
         cosine, sine = turn(dt, a2[1])
         return (size * cosine, size * sine)
 

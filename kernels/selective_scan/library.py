@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mamba_seq.kernels._checks import check_boundaries
 from mamba_seq.kernels._dispatch import choose, implementation
-from mamba_seq.kernels._library import as_leaves, define, differentiable, gradients_of
+from mamba_seq.kernels._library import as_leaves, define, differentiable, gradients_of, on_its_own
 from mamba_seq.kernels.selective_scan.function import (
     differentiate,
     run,
@@ -53,7 +53,7 @@ def _scan(
     shapes = _kept_shapes(chosen, u, A, B, C, cu_seqlens) if keep else []
     y, final_state, kept = run(*arguments, chosen, keep=bool(shapes))
     assert [tuple(t.shape) for t in kept] == [tuple(shape) for shape in shapes], "kept_shapes told other shapes"
-    return y.contiguous(), final_state.contiguous(), [t.contiguous() for t in kept]
+    return on_its_own(y), on_its_own(final_state), [on_its_own(t) for t in kept]
 
 
 def _scan_fake(
@@ -95,7 +95,7 @@ def _scan_backward(
     arguments = (*tensors, delta_softplus, initial_state, cu_seqlens, chosen)
     if not kept:
         kept = run(*arguments, keep=True)[2]
-    return [g.contiguous() for g in run_backward(dy, dfinal_state, kept, *arguments)]
+    return [on_its_own(g) for g in run_backward(dy, dfinal_state, kept, *arguments)]
 
 
 def _scan_backward_fake(dy: Tensor, dfinal_state: Tensor | None, kept: list[Tensor], *inputs: Any) -> list[Tensor]:

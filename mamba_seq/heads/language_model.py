@@ -19,6 +19,8 @@ from mamba_seq.heads.base import PositionModel, State
 from mamba_seq.padding import check_layout
 from mamba_seq.sampling import as_generator, check_sampling, sample
 
+PLAIN = ((nn.Embedding, type(None)), (nn.Embedding, nn.Linear))
+
 
 class LanguageModel(PositionModel):
     """Logits (B, L, V) of the next token; unless untied, the embedding is the output matrix too."""
@@ -235,6 +237,20 @@ class LanguageModel(PositionModel):
             if len(added) == max_new_tokens or (stop_token is not None and bool(ended.all())):
                 return torch.cat([tokens, torch.stack(added, dim=1)], dim=1)
             drawn = sample(self.step(drawn, state, labels), temperature, top_k, top_p, random)
+
+    def plain_matrices(self) -> tuple[Tensor, Tensor] | None:
+        """Return the matrices of tokens and of logits (V, d_model); None where there is more to either than its matrix.
+
+        That is an adapter, a hook, autocast, or a class that does something else.
+        """
+        layers = (self.embedding, self.embedding if self.output is None else self.output)
+        known = type(self) is LanguageModel and (type(layers[0]), type(self.output)) in PLAIN
+        hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in (*layers, self.backbone))
+        scaled = isinstance(self.embedding, nn.Embedding) and self.embedding.max_norm is not None
+        matrices = cast("tuple[Tensor, Tensor]", (layers[0].weight, layers[1].weight))
+        if not known or hooked or scaled or torch.is_autocast_enabled(matrices[0].device.type):
+            return None
+        return matrices
 
     def read(self, out: Tensor) -> Tensor:
         """Turn the backbone's outputs (..., d_model) into logits (..., V)."""

@@ -1,6 +1,10 @@
 """Models with one output for a whole sequence: a class, several labels, or numbers, from its pooled positions.
 
 Shapes: B batch, L length, F numbers at a position, S packed sequences.
+
+With a `complement` in the config, a model reads both strands: a batch is followed by its reverse complements, and the
+pooled vectors of the two strands of a sequence are put together, so that it does not matter which one was given. What
+a reverse strand begins with is known at a sequence's end only: such a model reads whole sequences, not chunks.
 """
 
 from typing import NamedTuple
@@ -12,7 +16,7 @@ from mamba_seq.config import ModelConfig
 from mamba_seq.heads import losses
 from mamba_seq.heads.base import Model, State
 from mamba_seq.heads.pooling import Pooled, finish, gather, nothing
-from mamba_seq.padding import at_least_float32
+from mamba_seq.padding import at_least_float32, check_layout
 
 
 class SequenceState(NamedTuple):
@@ -57,8 +61,12 @@ class SequenceModel(Model):
             asked for.
 
         Raises:
-            ValueError: for inputs, a mask, boundaries or a state that do not fit.
+            ValueError: for inputs, a mask, boundaries or a state that do not fit; for a chunk of sequences whose other
+                strand is read too.
         """
+        if self.config.complement and (return_state or state is not None):
+            raise self._needs_whole_sequences()
+        inputs, mask, cu_seqlens = self.strands(inputs, mask, cu_seqlens)
         hidden = self.embed(inputs, mask, cu_seqlens)
         if self.position is not None:
             before = None if state is None else state.pooled.length
@@ -71,8 +79,44 @@ class SequenceModel(Model):
         outputs = self._outputs(pooled)
         return (outputs, SequenceState(backbone_state, pooled)) if return_state else outputs
 
+    def strands(
+        self, inputs: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return what the backbone reads: the input as it is, or followed by its other strand, (2 B, L) or packed (1,
+        2 L).
+
+        The second half of the rows, or of the packed sequences, are the reverse complements of the first, in their
+        order.
+        """
+        if not self.config.complement:
+            return inputs, mask, cu_seqlens
+        self._check_input(inputs, "B, L")
+        table = torch.tensor(self.config.complement, device=inputs.device, dtype=inputs.dtype)
+        if cu_seqlens is not None:
+            check_layout(inputs, mask, cu_seqlens)
+            starts, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
+            here = torch.arange(inputs.shape[1], device=inputs.device)
+            sums = torch.repeat_interleave(starts + ends - 1, ends - starts, output_size=inputs.shape[1])
+            other = table[inputs[:, sums - here]]
+            boundaries = torch.cat([cu_seqlens, cu_seqlens[1:] + cu_seqlens[-1]])
+            return torch.cat([inputs, other], dim=1), mask, boundaries
+        if mask is None:
+            return torch.cat([inputs, table[inputs.flip(1)]]), None, None
+        check_layout(inputs, mask, None)
+        known = inputs.masked_fill(~mask, 0)
+        return torch.cat([known, table[known.flip(1)]]), torch.cat([mask, mask.flip(1)]), None
+
+    def _needs_whole_sequences(self) -> ValueError:
+        return ValueError(
+            "a chunk came, expected whole sequences: the config has a complement, so the model reads the other strand "
+            "too, which begins at the sequence's end"
+        )
+
     def read(self, out: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None) -> Tensor:
-        """Turn the backbone's outputs for whole sequences (B, L, d_model) into the model's (B or S, labels)."""
+        """Turn the backbone's outputs for whole sequences (B, L, d_model) into the model's (B or S, labels).
+
+        With a complement they are those of `strands`, (2 B, L, d_model) or packed, and so are mask and boundaries.
+        """
         return self._outputs(gather(out, self.config.pooling, mask, cu_seqlens))
 
     @torch.no_grad()
@@ -87,6 +131,8 @@ class SequenceModel(Model):
         Returns:
             The outputs so far (B, labels), and the next state.
         """
+        if self.config.complement:
+            raise self._needs_whole_sequences()
         hidden = self.embed_step(inputs)
         if self.position is not None:
             hidden = hidden + self._position_vectors(state.pooled.length)
@@ -126,6 +172,9 @@ class SequenceModel(Model):
     def _outputs(self, pooled: Pooled) -> Tensor:
         """Turn pooled vectors into outputs; in float32, as the average of a million positions needs."""
         vector = finish(pooled, self.config.pooling)
+        if self.config.complement:
+            both = vector.unflatten(0, (2, -1))
+            vector = both.amax(dim=0) if self.config.pooling == "max" else both.mean(dim=0)
         with torch.autocast(vector.device.type, enabled=False):
             weight, bias = at_least_float32(self.head.weight), at_least_float32(self.head.bias)
             outputs: Tensor = nn.functional.linear(vector, weight, bias)

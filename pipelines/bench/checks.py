@@ -1,6 +1,7 @@
 """What must hold before anything is timed: ours agrees with the reference in float64, and every peer with ours."""
 
 import copy
+import logging
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from mamba_seq.pipelines.errors import CheckError
 SIZES = ((2, 257, 96), (1, 1000, 64), (64, 65, 256))
 """Shapes that take every way through the kernels, lengths odd."""
 CPU_SIZES = ((2, 257, 48), (1, 1000, 16), (3, 63, 96))
+log = logging.getLogger("mamba_seq.bench")
 ALLOWED = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 1e-2}
 """Largest error relative to the largest element of a tensor; one rounding to 16 bits costs half of what is allowed."""
 
@@ -60,6 +62,12 @@ def check_peer(peer: Peer, plan: Plan, device: torch.device) -> None:
     torch.backends.cudnn.allow_tf32 = False  # or a convolution of torch is off by 1e-3
     try:
         theirs = peer.make(case, inputs, "forward")()
+    except RuntimeError as error:
+        if plan.dtype == torch.float32 or not peer.float32_inside:
+            raise
+        # built for the timed type alone: then it is compared in that, at every shape that is timed
+        log.info("%s is not compared in float32: %s", peer.name, error)
+        return
     finally:
         torch.backends.cudnn.allow_tf32 = tf32
     compare(peer.name, OPS[peer.op].ours(case, inputs, "forward")(), theirs, 1e-4)

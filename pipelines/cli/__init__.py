@@ -15,6 +15,8 @@ SUBCOMMANDS = {
     "finetune": "mamba_seq.pipelines.cli.finetune:finetune",
     "predict": "mamba_seq.pipelines.cli.predict:predict",
     "evaluate": "mamba_seq.pipelines.cli.evaluate:evaluate",
+    "score": "mamba_seq.pipelines.cli.score:score",
+    "calibrate": "mamba_seq.pipelines.cli.calibrate:calibrate",
     "train": "mamba_seq.pipelines.cli.train:train",
     "zoo": "mamba_seq.pipelines.cli.zoo:zoo",
     "convert": "mamba_seq.pipelines.cli.convert:convert",

@@ -42,28 +42,34 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(what: str, *, verbosity: int) -> Iterator[Callable[[str], None]]:
-    """Show a spinner with a line of text that the caller renews; nothing when standard error is no terminal.
+def progress(what: str, *, verbosity: int) -> Iterator[Callable[..., None]]:
+    """Show a line of text that the caller renews; nothing when standard error is no terminal.
+
+    What is yielded takes the text and, where it is known, the part that is done (0 to 1), for a bar beside it.
 
     Args:
         what: the words in front of the text.
         verbosity: as for `configure`; quiet runs show nothing.
     """
     if verbosity < 0 or sys.stderr is None or not sys.stderr.isatty():
-        yield lambda text: None
+        yield lambda text, done=None: None
         return
 
     from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     global _live_console
     console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what)
+    shown = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*shown, TimeElapsedColumn(), console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
         _live_console = console
+
+        def show(text: str, done: float | None = None) -> None:
+            bar.update(task, description=f"{what} {text}", total=None if done is None else 1.0, completed=done or 0.0)
+
         try:
-            yield lambda text: bar.update(task, description=f"{what} {text}")
+            yield show
         finally:
             _live_console = None
 

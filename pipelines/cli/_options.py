@@ -59,3 +59,17 @@ def window_length(asked: int | None, model: str, of_model: int | None) -> int:
     if context is None:
         raise click.UsageError(f"model {model} names no context; give one with --context.")
     return context
+
+
+class Lengths(click.ParamType):
+    """Whole numbers with commas between them."""
+
+    name = "lengths"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        lengths = str(value).split(",")
+        if not all(length.strip().isdecimal() and int(length) > 0 for length in lengths):
+            self.fail(
+                f"{value!r}: numbers of bases with commas between them were expected, such as 1000,10000.", param, ctx
+            )
+        return tuple(map(int, lengths))

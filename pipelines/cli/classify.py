@@ -16,14 +16,39 @@ if TYPE_CHECKING:
 @click.command(cls=Command)
 @click.argument("files", metavar="[FILE]...", nargs=-1)
 @model_option
-@click.option("-o", "--output", metavar="FILE", default="-", help="Table to write; .gz compresses. Default: -, stdout.")
-@click.option("--format", "format_", type=click.Choice(["tsv", "jsonl"]), default="tsv", show_default=True)
+@click.option("-o", "--output", metavar="FILE", default="-", help="Table to write. Default: -, standard output.")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["tsv", "jsonl", "kraken"]),
+    default="tsv",
+    show_default=True,
+    help="Of the table; kraken is Kraken 2's line a record.",
+)
+@click.option("--windows", metavar="FILE", help="Write a BED of windows: record, start, end, class, score.")
+@click.option("--kreport", metavar="FILE", help="Write Kraken 2's report, the records of every taxon.")
+@click.option("--report", metavar="FILE", help="Write one HTML page: composition, table, classes along sequences.")
+@click.option("--multiqc", metavar="FILE", help="Write a summary for MultiQC; the name must end in _mqc.json.")
+@click.option("--classified-out", metavar="FILE", help="Write the records that have a class, as they were read.")
+@click.option("--unclassified-out", metavar="FILE", help="Write the other records, as they were read.")
+@click.option(
+    "--taxonomy",
+    metavar="FILE",
+    help="Table of taxonomy ids (label, taxid; rank, name, lineage) for kraken and --kreport. Default: the model's.",
+)
 @click.option(
     "--min-probability",
     metavar="P",
     type=click.FloatRange(0, 1),
     default=0.0,
     help="Call a record unclassified when its best class is less probable.",
+)
+@click.option(
+    "--novel",
+    metavar="RATE",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Call a record novel, of none of the model's classes, when its best class is less probable than for all but "
+    "RATE of known records (0.01, 0.02, 0.05, 0.1 or 0.2). Needs a calibrated model.",
 )
 @reading_options
 @click.option(
@@ -42,7 +67,15 @@ def classify(
     model: str,
     output: str,
     format_: str,
+    windows: str | None,
+    kreport: str | None,
+    report: str | None,
+    multiqc: str | None,
+    classified_out: str | None,
+    unclassified_out: str | None,
+    taxonomy: str | None,
     min_probability: float,
+    novel: float | None,
     strand: str,
     context: int | None,
     stride: int | None,
@@ -55,23 +88,40 @@ def classify(
 
     Files may be compressed (gzip, bgzip, bzip2, xz, zstd); "-" is standard input, also read when no FILE is given.
     Every record gets a row, in the order of the input; a file that cannot be read whole gives no output at all.
+    Outputs whose names end in .gz, .bz2, .xz or .zst are compressed.
     """
     files = _inputs(files)
+    if multiqc is not None and not multiqc.endswith("_mqc.json"):
+        raise click.UsageError(f"--multiqc {multiqc}: MultiQC finds files whose names end in _mqc.json only.")
 
     import logging
 
     from mamba_seq.pipelines import models
-    from mamba_seq.pipelines.classify import Classifier, Options, check_inputs, megabases
-    from mamba_seq.pipelines.output import check_output, open_output
-    from mamba_seq.pipelines.rows import FORMATS
+    from mamba_seq.pipelines.classify import Classifier, Options, megabases
+    from mamba_seq.pipelines.inputs import check_inputs
+    from mamba_seq.pipelines.output import check_outputs
+    from mamba_seq.pipelines.outputs import Outputs, write_outputs
+    from mamba_seq.pipelines.report import About
     from mamba_seq.pipelines.runtime import start
 
     log = logging.getLogger("mamba_seq.pipelines")
+    outputs = Outputs(
+        table=output,
+        format=format_,
+        windows=windows,
+        kreport=kreport,
+        report=report,
+        multiqc=multiqc,
+        classified=classified_out,
+        unclassified=unclassified_out,
+        taxonomy=taxonomy,
+    )
     check_inputs(files)
-    check_output(output, files)
+    check_outputs(outputs.targets, files)
     device = start(settings.device, settings.threads, settings.seed)
     loaded = models.load_model(model, device)
     window = window_length(context, model, loaded.config.context)
+    calibration = models.calibration_of(model, loaded.config, novel)
     options = Options(
         context=window,
         stride=stride or window,
@@ -79,24 +129,24 @@ def classify(
         both_strands=strand == "both",
         min_length=min_length,
         min_probability=min_probability,
+        novel=novel,
         strict=strict,
         batch_tokens=batch_tokens,
+        calls=outputs.need_calls,
+        originals=outputs.need_originals,
     )
+    about = About(model, window, "both strands" if options.both_strands else "forward strand")
+    writers = outputs.writers(files, model, loaded.config, about, min_probability)
     log.debug("model %s: %d classes, windows of %s, on %s", model, len(loaded.config.labels), megabases(window), device)
 
     with progress("classifying", verbosity=settings.verbosity) as show:
 
-        def report(summary: "Summary") -> None:
-            show(
-                f"{summary.records:,} records, {megabases(summary.letters)} read, {megabases(summary.bases_seen)} seen"
-            )
+        def tell(summary: "Summary") -> None:
+            read, seen = megabases(summary.letters), megabases(summary.bases_seen)
+            show(f"{summary.records:,} records, {read} read, {seen} seen", summary.done)
 
-        classifier = Classifier(loaded, loaded.config.labels, device, options, report)
-        form = FORMATS[format_](loaded.config.labels)
-        with open_output(output) as sink:
-            sink.write(form.head())
-            for row in classifier.rows(files):
-                sink.write(form.row(row))
+        classifier = Classifier(loaded, loaded.config.labels, device, options, tell, calibration)
+        write_outputs(classifier.rows(files), outputs.targets, writers)
     log.info("%s", classifier.summary)
 
 

@@ -7,25 +7,11 @@ import click
 
 from mamba_seq.pipelines.cli._data_options import data_config, data_options
 from mamba_seq.pipelines.cli._messages import progress
-from mamba_seq.pipelines.cli._options import model_option, reading_options, window_length
+from mamba_seq.pipelines.cli._options import Lengths, model_option, reading_options, window_length
 from mamba_seq.pipelines.cli._shell import Command, Settings
 
 if TYPE_CHECKING:
-    from mamba_seq.pipelines.evaluate import LengthResult
-
-
-class _Lengths(click.ParamType):
-    """Whole numbers with commas between them."""
-
-    name = "lengths"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        lengths = str(value).split(",")
-        if not all(length.strip().isdecimal() and int(length) > 0 for length in lengths):
-            self.fail(
-                f"{value!r}: numbers of bases with commas between them were expected, such as 1000,10000.", param, ctx
-            )
-        return tuple(map(int, lengths))
+    from mamba_seq.pipelines.evaluate_genomes import LengthResult, UnknownResult
 
 
 @click.command(cls=Command)
@@ -36,7 +22,7 @@ class _Lengths(click.ParamType):
 @click.option(
     "--lengths",
     metavar="N,N,...",
-    type=_Lengths(),
+    type=Lengths(),
     help="Bases of the windows. Default: those of 1000, 10000 and 100000 that every class has.",
 )
 @click.option(
@@ -52,6 +38,15 @@ class _Lengths(click.ParamType):
     "--records", is_flag=True, help="Take every record of a folder's files as an example, not windows of genomes."
 )
 @click.option("--only", metavar="SPLIT", help="Of labelled sequences that name splits, measure this one, such as test.")
+@click.option(
+    "--novel",
+    metavar="RATE",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Count what classify --novel RATE would call novel. Default: 0.05 with --unknown.",
+)
+@click.option(
+    "--unknown", metavar="FOLDER", help="Like DATA, genomes of none of the model's classes, to be called novel."
+)
 @reading_options
 @data_options
 @click.pass_obj
@@ -64,6 +59,8 @@ def evaluate(
     lengths: tuple[int, ...] | None,
     per_class: int,
     splits: str | None,
+    novel: float | None,
+    unknown: str | None,
     strand: str,
     context: int | None,
     stride: int | None,
@@ -76,18 +73,19 @@ def evaluate(
     """Measure how good MODEL is on DATA: genomes of known class, or labelled sequences.
 
     DATA may be a folder with a folder of genomes (FASTA) for each class. Random windows are read as classify would
-    read them. Every length gets a row for all classes and one for each, with
-    95 % Wilson intervals that take no more windows as independent than fit into the data side by side.
+    read them. Every length gets a row for all classes and one for each, with 95 % Wilson intervals that take no more
+    windows as independent than fit into the data side by side, and the expected calibration error of the probabilities.
 
     A file, or a folder with --records, is labelled sequences in any form that finetune takes: the metrics of the
-    model's
-    task, with bootstrapped 95 % intervals.
+    model's task, with bootstrapped 95 % intervals.
     """
     if records or only or not Path(data).is_dir() or any(value not in (None, ()) for value in options.values()):
         _evaluate_records(settings, data, model, output, format_, strand, batch_tokens, only, options)
         return
+    from mamba_seq.data_prep.genomes import Genomes
     from mamba_seq.pipelines import models
-    from mamba_seq.pipelines.evaluate import Reading, evaluate_genomes, read_genomes
+    from mamba_seq.pipelines.evaluate import Reading
+    from mamba_seq.pipelines.evaluate_genomes import evaluate_genomes, evaluate_unknown, read_genomes
     from mamba_seq.pipelines.evaluation_table import to_json, to_tsv
     from mamba_seq.pipelines.output import check_output, open_output
     from mamba_seq.pipelines.runtime import start
@@ -95,7 +93,10 @@ def evaluate(
     check_output(output, (splits,) if splits else ())
     device = start(settings.device, settings.threads, settings.seed)
     genomes, intervals, chosen = read_genomes(data, splits, lengths)
+    strangers = None if unknown is None else Genomes(unknown)
+    novel = 0.05 if novel is None and unknown is not None else novel
     loaded = models.load_model(model, device)
+    calibration = models.calibration_of(model, loaded.config, novel)
     labels = loaded.config.labels
     reading = Reading(
         context=window_length(context, model, loaded.config.context),
@@ -106,14 +107,18 @@ def evaluate(
     )
     seed = settings.seed or 0
     results: list[LengthResult] = []
+    missed: list[UnknownResult] = []
     with progress("evaluating", verbosity=settings.verbosity) as show:
         for length in chosen:
             show(f"windows of {length:,} bases")
-            results += evaluate_genomes(
-                loaded, labels, genomes, [length], reading, intervals, per_class=per_class, seed=seed, device=device
-            )
-    about = {"model": model, "data": data, "splits": splits, "seed": seed, "context": reading.context, "strand": strand}
-    text = to_tsv(results, labels) if format_ == "tsv" else to_json(results, labels, about)
+            how: dict[str, Any] = {"per_class": per_class, "seed": seed, "device": device}
+            how |= {"calibration": calibration, "novel": novel}
+            results += evaluate_genomes(loaded, labels, genomes, [length], reading, intervals, **how)
+            if strangers is not None:
+                missed += evaluate_unknown(loaded, labels, strangers, [length], reading, **how)
+    about: dict[str, Any] = {"model": model, "data": data, "splits": splits, "seed": seed, "context": reading.context}
+    about |= {"strand": strand, "novel": novel}
+    text = to_tsv(results, labels, missed) if format_ == "tsv" else to_json(results, labels, about, missed)
     with open_output(output) as sink:
         sink.write(text.encode())
 

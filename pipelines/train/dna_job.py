@@ -13,6 +13,7 @@ from mamba_seq.heads import Model, SequenceClassifier
 from mamba_seq.pipelines.errors import RecipeError
 from mamba_seq.pipelines.train.finish import finish
 from mamba_seq.pipelines.train.folder import CURVES, METRICS
+from mamba_seq.pipelines.train.memory import plan_memory
 from mamba_seq.pipelines.train.module import ClassifierTraining
 from mamba_seq.pipelines.train.plots import plot_curves
 from mamba_seq.pipelines.train.recipe import Recipe
@@ -45,6 +46,9 @@ class DnaJob:
             raise
         except ValueError as error:
             raise RecipeError(f"the recipe's data section cannot be used: {error}") from error
+        data = self.recipe.data
+        lengths = sorted({*data.lengths, *data.length_warmup})
+        self.memory = plan_memory(self.model_config(), self.recipe, lengths, data.batch_tokens, may_split=False)
 
     def splits(self) -> str:
         """Return the table of every stretch of training, validation and test, those of separate test genomes too."""
@@ -52,20 +56,34 @@ class DnaJob:
         return Splits(kept + tuple(self.data.test_intervals)).to_tsv()
 
     def model_config(self) -> ModelConfig:
-        """Return the config of the classifier."""
+        """Return the config of the classifier.
+
+        Raises:
+            RecipeError: when the recipe's taxonomy is that of other labels.
+        """
+        taxonomy, labels = self.recipe.taxonomy, self.data.labels
+        if taxonomy is not None and set(taxonomy) != set(labels):
+            odd = min(set(taxonomy) ^ set(labels))
+            raise RecipeError(
+                f"the recipe's taxonomy and the class folders differ in {odd!r}; give every folder a lineage"
+            )
         return ModelConfig(
             task="sequence-classification",
             backbone=self.recipe.model,
             vocab_size=len(DNA.symbols),
             alphabet=DNA.name,
-            labels=self.data.labels,
+            labels=labels,
             context=self.recipe.context,
             pooling=self.recipe.pooling,
+            complement=DNA.complement_codes[: DNA.size].tolist() if self.recipe.equivariant else [],
+            taxonomy=taxonomy,
         )
 
     def training(self, model: Model) -> ClassifierTraining:
         """Return the training step."""
         recipe = self.recipe
+        model.backbone.recompute = self.memory.recompute
+        model.backbone.gradient_checkpointing = recipe.gradient_checkpointing
         return ClassifierTraining(cast("SequenceClassifier", model), recipe.optim, recipe.log_every, recipe.seed)
 
     def draw_curves(self, run: Path) -> None:

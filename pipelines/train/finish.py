@@ -1,4 +1,5 @@
-"""What follows the last training step: the saved model, its measurement on the test windows, the baseline, the card.
+"""What follows the last training step: the saved model, its calibration on the validation regions, its measurement on
+the test windows, the baseline, the card.
 
 Each result is a file of the run's folder, so that what is there is not done again; the model's folder appears at the
 very end.
@@ -17,17 +18,21 @@ import numpy as np
 import torch
 
 from mamba_seq._version import __version__
+from mamba_seq.calibration import Calibration
 from mamba_seq.data_prep.dna import GenomeData
+from mamba_seq.data_prep.errors import TooFewData
 from mamba_seq.data_prep.genome_windows import EvaluationWindows
 from mamba_seq.heads import SequenceClassifier
 from mamba_seq.loading import from_pretrained
-from mamba_seq.pipelines.evaluate import Evaluation, LengthResult, evaluate_windows
+from mamba_seq.pipelines.calibrate import FEWEST_WINDOWS, fit_calibration
+from mamba_seq.pipelines.evaluate import Evaluation, Reading, expected_calibration_error, predict_windows
+from mamba_seq.pipelines.evaluate_genomes import LengthResult
 from mamba_seq.pipelines.train.baseline import K, baseline_accuracy
 from mamba_seq.pipelines.train.card import render_card
-from mamba_seq.pipelines.train.folder import BASELINE, CURVES, EVALUATION, MODEL, RECIPE, SPLITS, STAGING
+from mamba_seq.pipelines.train.folder import BASELINE, CALIBRATION, CURVES, EVALUATION, MODEL, RECIPE, SPLITS, STAGING
 from mamba_seq.pipelines.train.plots import plot_confusion
 from mamba_seq.pipelines.train.recipe import Recipe
-from mamba_seq.saving import write_whole
+from mamba_seq.saving import CONFIG_FILE, write_whole
 
 log = logging.getLogger("mamba_seq.train")
 
@@ -51,9 +56,17 @@ def finish(
     # what is measured is what was stored, rounding included
     saved = cast("SequenceClassifier", from_pretrained(staging, device))
     baseline = kept(run / BASELINE, lambda: measure_baseline(data, recipe, tests))
-    evaluation = kept(run / EVALUATION, lambda: measure_model(saved, recipe, tests))
+    fields = kept(run / CALIBRATION, lambda: calibrate(saved, recipe, data))
+    calibration = None if fields is None else Calibration.from_fields(fields)
+    evaluation = kept(run / EVALUATION, lambda: measure_model(saved, recipe, tests, calibration))
+    if calibration is not None:
+        calibration.ece = round(float(np.mean([row["ece"] for row in evaluation])), 4)
+        calibration.ece_uncalibrated = round(float(np.mean([row["ece_uncalibrated"] for row in evaluation])), 4)
+        config = dataclasses.replace(model.config, calibration=dataclasses.asdict(calibration))
+        write_whole(staging / CONFIG_FILE, config.to_json().encode())
     parameters = sum(p.numel() for p in model.parameters())
     record = make_record(recipe, data, evaluation, baseline, parameters, steps, minutes)
+    record["calibration"] = None if calibration is None else dataclasses.asdict(calibration)
     at = len(recipe.evaluation.lengths) // 2
     plot_confusion(
         np.array(evaluation[at]["confusion"]),
@@ -68,12 +81,43 @@ def finish(
     return staging.rename(run / MODEL)
 
 
-def measure_model(model: SequenceClassifier, recipe: Recipe, tests: list[EvaluationWindows]) -> list[dict[str, Any]]:
+def calibrate(model: SequenceClassifier, recipe: Recipe, data: GenomeData) -> dict[str, Any] | None:
+    """Calibrate the model on windows of the validation regions, of those test lengths that fit into them.
+
+    Returns:
+        The fields of a `Calibration`; None when the validation regions are too small for any.
+    """
+    evaluation, found = recipe.evaluation, []
+    reading = Reading(context=recipe.context, max_windows=evaluation.max_windows)
+    per_class = max(evaluation.calibration_windows, -(-FEWEST_WINDOWS // len(data.labels)))
+    for length in evaluation.lengths:
+        try:
+            windows = data.evaluation_windows("validation", length, per_class)
+        except TooFewData:
+            log.info("calibrating without windows of %s bases: some validation regions have no room", f"{length:,}")
+            continue
+        found.append(predict_windows(model, windows_of(windows), reading))
+    if not found:
+        log.warning("the validation regions are shorter than every test length: the model is not calibrated")
+        return None
+    calibration = fit_calibration(found, recipe.context)
+    log.info("temperature %.3f, growth with windows %.3f", calibration.temperature, calibration.growth)
+    return dataclasses.asdict(calibration)
+
+
+def measure_model(
+    model: SequenceClassifier, recipe: Recipe, tests: list[EvaluationWindows], calibration: Calibration | None
+) -> list[dict[str, Any]]:
     """Classify the test windows as `mamba-seq classify` would: windows of the context, both strands, averaged."""
-    most = recipe.evaluation.max_windows
+    reading = Reading(context=recipe.context, max_windows=recipe.evaluation.max_windows)
     rows = []
     for windows in tests:
-        found: Evaluation = evaluate_windows(model, windows_of(windows), recipe.context, max_windows=most)
+        raw = predict_windows(model, windows_of(windows), reading)
+        predicted = raw.calibrated(calibration)
+        novel = None
+        if calibration is not None:
+            novel = {str(rate): float(predicted.novel(calibration, rate).mean()) for rate in calibration.rates}
+        found = Evaluation(predicted.confusion())
         fits = [windows.disjoint[label] for label in model.config.labels]
         result = LengthResult(windows.length, found, tuple(fits))
         low, high = found.interval(result.independent())
@@ -86,6 +130,9 @@ def measure_model(model: SequenceClassifier, recipe: Recipe, tests: list[Evaluat
                 "high": high,
                 "windows": found.windows,
                 "independent": result.independent(),
+                "ece": expected_calibration_error(predicted.probabilities, predicted.truth),
+                "ece_uncalibrated": expected_calibration_error(raw.probabilities, raw.truth),
+                "novel": novel,
                 "confusion": found.confusion.tolist(),
             }
         )

@@ -12,9 +12,9 @@ from mamba_seq.saving import CONFIG_FILE, write_whole
 
 RECIPE, SPLITS, METRICS, CURVES = "recipe.yaml", "splits.tsv", "metrics.csv", "curves.png"
 CHECKPOINT = "checkpoints/last.ckpt"
-BASELINE, EVALUATION = "baseline.json", "evaluation.json"
+BASELINE, CALIBRATION, EVALUATION = "baseline.json", "calibration.json", "evaluation.json"
 MODEL, STAGING = "model", "model.partial"
-OWN = (RECIPE, SPLITS, METRICS, CURVES, "checkpoints", BASELINE, EVALUATION, MODEL, STAGING)
+OWN = (RECIPE, SPLITS, METRICS, CURVES, "checkpoints", BASELINE, CALIBRATION, EVALUATION, MODEL, STAGING)
 """All that a run writes, and all that `--force` removes."""
 
 

@@ -95,7 +95,7 @@ class ClassifierTraining(Training):
         """Return the loss of a batch: cross-entropy over labels, and over next tokens if the recipe wants it."""
         self.seed_step()
         tokens, labels = batch
-        tokens = tokens.long()
+        tokens = self.model.strands(tokens.long())[0]
         out = self.model.backbone(self.model.embedding(tokens))
         logits = self.model.read(out)
         loss = F.cross_entropy(logits, labels)

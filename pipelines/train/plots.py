@@ -32,8 +32,8 @@ def plot_curves(metrics: Path, picture: Path) -> None:
     figure.savefig(picture, dpi=110)
 
 
-def plot_bits(metrics: Path, picture: Path) -> None:
-    """Draw bits per sample against the step, training smoothed over 25 logged rows, and validation."""
+def plot_bits(metrics: Path, picture: Path, unit: str = "sample") -> None:
+    """Draw bits per sample, or per `unit`, against the step, training smoothed over 25 logged rows, and validation."""
     from matplotlib.figure import Figure
 
     series: dict[str, list[tuple[int, float]]] = defaultdict(list)
@@ -49,7 +49,7 @@ def plot_bits(metrics: Path, picture: Path) -> None:
         axis.plot(steps, values, marker=".", label="validation")
         low = min(values.min(), *(value for _, value in series["bits"]))
         axis.set_ylim(low - 0.1, max(values.max(), low + 1) + 0.1)  # the first steps would hide the rest
-    axis.set(xlabel="step", ylabel="bits per sample")
+    axis.set(xlabel="step", ylabel=f"bits per {unit}")
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
     figure.savefig(picture, dpi=110)

@@ -15,12 +15,22 @@ from mamba_seq.data_prep.dna import GenomeDataConfig
 from mamba_seq.data_prep.windows import MAX_WINDOWS
 from mamba_seq.pipelines.errors import RecipeError
 from mamba_seq.pipelines.train.audio_recipe import AudioRecipe
-from mamba_seq.pipelines.train.recipe_fields import BaseRecipe, OptimConfig
+from mamba_seq.pipelines.train.language_recipe import LanguageRecipe
+from mamba_seq.pipelines.train.recipe_fields import BaseRecipe, DnaRecipe, OptimConfig
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-__all__ = ["AudioRecipe", "BaseRecipe", "EvaluationConfig", "OptimConfig", "Recipe", "read_recipe", "recipe_parser"]
+__all__ = [
+    "AudioRecipe",
+    "BaseRecipe",
+    "EvaluationConfig",
+    "LanguageRecipe",
+    "OptimConfig",
+    "Recipe",
+    "read_recipe",
+    "recipe_parser",
+]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -33,6 +43,8 @@ class EvaluationConfig:
     """Number of windows a class, one figure for each length."""
     max_windows: int = MAX_WINDOWS
     """The most windows of `context` that a test window is read in, evenly spaced; 0 for all."""
+    calibration_windows: int = 100
+    """Validation windows a class that the model is calibrated on, at every length that fits."""
     baseline_windows: int = 60
     """The fewest windows a class that the k-mer baseline is fitted on, at every length; where 1.5 million bases are
     more windows it gets so many, up to 1,500."""
@@ -49,18 +61,26 @@ class EvaluationConfig:
                 raise ValueError(f"evaluation.{name} is {figures}, expected at least one figure, each at least 1")
         if self.max_windows < 0:
             raise ValueError(f"evaluation.max_windows is {self.max_windows}, expected 0 for all, or more")
-        if self.baseline_windows < 1:
-            raise ValueError(f"evaluation.baseline_windows is {self.baseline_windows}, expected at least 1")
+        for name in ("calibration_windows", "baseline_windows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluation.{name} is {getattr(self, name)}, expected at least 1")
 
 
 @dataclasses.dataclass(kw_only=True)
-class Recipe(BaseRecipe):
+class Recipe(DnaRecipe):
     """A training run of a DNA classifier, from folders of genomes to a saved model."""
 
+    task: Literal["sequence-classification"] = "sequence-classification"
+    """Tells this recipe from one of a language model."""
+    taxonomy: dict[str, str] | None = None
+    """For each label its lineage, such as "2:D:Bacteria;562:S:Escherichia coli" (taxonomy id, rank code, name)."""
     model: MambaConfig
     """The backbone."""
     pooling: Literal["mean", "last", "max"] = "mean"
     """How the classifier turns positions into one vector."""
+    equivariant: bool = False
+    """Read both strands of every window with the same weights and pool them together: the probabilities of a sequence
+    are then those of its reverse complement, for twice the time."""
     context: int = 8192
     """Length of a window at prediction, in bases."""
     data: GenomeDataConfig
@@ -76,6 +96,8 @@ class Recipe(BaseRecipe):
 
 KINDS: dict[str, type[BaseRecipe]] = {"dna": Recipe, "audio": AudioRecipe}
 """What a recipe's `kind` may be; one that says nothing is of DNA."""
+DNA_TASKS: dict[str, type[BaseRecipe]] = {"sequence-classification": Recipe, "language-model": LanguageRecipe}
+"""What the `task` of a recipe of DNA may be; one that says nothing is of a classifier."""
 
 
 def recipe_parser(kind: type[BaseRecipe] = Recipe) -> "ArgumentParser":
@@ -100,7 +122,8 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[Any, str]:
     """Read a recipe file with overrides such as ["--optim.lr", "1e-3"]; `--print_config` prints it and exits.
 
     Returns:
-        The recipe, a `Recipe` or an `AudioRecipe` as its `kind` says, and the YAML text of all its fields.
+        The recipe, a `Recipe`, `LanguageRecipe` or `AudioRecipe` as its `kind` and `task` say, and the YAML text of
+        all its fields.
 
     Raises:
         RecipeError: for a value out of its range. A field of another name or type ends the process with exit code 2,
@@ -119,10 +142,14 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[Any, str]:
 
 def _kind(path: Path) -> type[BaseRecipe]:
     """Return what a recipe file says that it is: the parser must know before it reads the file."""
-    found = re.search(
-        r"""^kind:\s*['"]?([^\s'"#]+)""", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE
-    )
-    kind = found[1] if found is not None else "dna"
-    if kind not in KINDS:
-        raise RecipeError(f"{path} is a recipe of kind {kind!r}, expected {' or '.join(KINDS)}")
-    return KINDS[kind]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    kind = _said(path, text, "kind", "dna", KINDS)
+    return DNA_TASKS[_said(path, text, "task", "sequence-classification", DNA_TASKS)] if kind == "dna" else KINDS[kind]
+
+
+def _said(path: Path, text: str, field: str, default: str, known: dict[str, type[BaseRecipe]]) -> str:
+    found = re.search(rf"""^{field}:\s*['"]?([^\s'"#]+)""", text, re.MULTILINE)
+    value = found[1] if found is not None else default
+    if value not in known:
+        raise RecipeError(f"{path} is a recipe of {field} {value!r}, expected {' or '.join(known)}")
+    return value

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from mamba_seq.backbone import Recompute
+
 
 @dataclasses.dataclass(kw_only=True)
 class OptimConfig:
@@ -85,3 +87,27 @@ class BaseRecipe:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed is {self.seed}, expected 0 to 4294967295")
+
+
+@dataclasses.dataclass(kw_only=True)
+class DnaRecipe(BaseRecipe):
+    """A training run on DNA: what classifiers and language models have in common."""
+
+    recompute: Recompute = "auto"
+    """What the backward pass computes again instead of keeping it: nothing, inner or segments, ever less memory for
+    more time; auto takes the fastest way that is expected to fit."""
+    gradient_checkpointing: bool | int = False
+    """Keep only the residual stream of every block, or every so many, and compute the blocks again in the backward
+    pass."""
+    memory_gb: float | None = None
+    """Gigabytes (1e9 bytes) that training may take; by default what is free when it begins. What needs more is
+    refused."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gradient_checkpointing < 0:
+            raise ValueError(
+                f"gradient_checkpointing is {self.gradient_checkpointing}, expected true, false or a number of blocks"
+            )
+        if self.memory_gb is not None and not self.memory_gb > 0:
+            raise ValueError(f"memory_gb is {self.memory_gb}, expected above 0, or null")

@@ -6,8 +6,9 @@
     RUN/metrics.csv            step,name,value
     RUN/checkpoints/last.ckpt  weights, optimiser, step and minutes: a run that was killed goes on from here
                                (in parts, if asked for: see `checkpoint_files`)
-    RUN/curves.png             loss and accuracy, or bits per sample
+    RUN/curves.png             loss and accuracy, or bits per sample or base
     RUN/baseline.json          the baseline on the test data
+    RUN/calibration.json       the calibration of a classifier on validation windows
     RUN/evaluation.json        what the model reaches on them
     RUN/model/                 the saved model with its card: here when everything is done
 
@@ -37,9 +38,10 @@ from mamba_seq.pipelines.train.checkpoint_files import has_checkpoint, whole_che
 from mamba_seq.pipelines.train.dna_job import DnaJob
 from mamba_seq.pipelines.train.folder import CHECKPOINT, METRICS, begin, check_folder
 from mamba_seq.pipelines.train.job import Job
+from mamba_seq.pipelines.train.language_job import LanguageJob
 from mamba_seq.pipelines.train.metrics import MetricsFile
 from mamba_seq.pipelines.train.module import Training
-from mamba_seq.pipelines.train.recipe import AudioRecipe, BaseRecipe, read_recipe
+from mamba_seq.pipelines.train.recipe import AudioRecipe, BaseRecipe, LanguageRecipe, Recipe, read_recipe
 
 log = logging.getLogger("mamba_seq.train")
 
@@ -77,7 +79,7 @@ def main(
     fields, text = read_recipe(path, overrides)
     run = Path(run)
     check_folder(run, text, force)
-    job: Job = AudioJob(fields) if isinstance(fields, AudioRecipe) else DnaJob(fields)
+    job = make_job(fields)
     job.prepare()
     config = job.model_config()
     start = None if fields.start_from is None else starting_weights(fields.start_from, config)
@@ -102,6 +104,16 @@ def main(
     return job.finish(training.model, run, step, minutes)
 
 
+def make_job(recipe: BaseRecipe) -> Job:
+    """Return the job of a recipe."""
+    if isinstance(recipe, AudioRecipe):
+        return AudioJob(recipe)
+    if isinstance(recipe, LanguageRecipe):
+        return LanguageJob(recipe)
+    assert isinstance(recipe, Recipe)
+    return DnaJob(recipe)
+
+
 def starting_weights(folder: str, config: ModelConfig) -> dict[str, torch.Tensor]:
     """Return the weights of the saved model that a run begins with.
 
@@ -109,7 +121,10 @@ def starting_weights(folder: str, config: ModelConfig) -> dict[str, torch.Tensor
         ModelError: when there is none, or it is of other sizes or labels than the recipe's.
     """
     saved = from_pretrained(folder)
-    ours, theirs = (dataclasses.replace(each, context=None, mamba_seq_version="") for each in (config, saved.config))
+    ours, theirs = (
+        dataclasses.replace(each, context=None, calibration=None, taxonomy=None, mamba_seq_version="")
+        for each in (config, saved.config)
+    )
     # neither is a matter of the weights
     theirs.backbone = dataclasses.replace(theirs.backbone, dropout=ours.backbone.dropout)
     different = [

@@ -4,7 +4,7 @@ import gzip
 import io
 import itertools
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import pytest
 
 from mamba_seq.data_prep.alphabet import decode
 from mamba_seq.data_prep.errors import BadRecord, DataError, EmptyFile, NoRecords, NotText, TruncatedFile
-from mamba_seq.data_prep.sequences import parse_sequences, read_sequences
+from mamba_seq.data_prep.sequences import Position, parse_sequences, read_sequences
 
 BLOCK_SIZES = (1, 2, 3, 7, 64, 1 << 20)
 Read = list[tuple[str, str, str]]
@@ -78,7 +78,6 @@ ORIGIN
 //
 
 LOCUS       EMPTY 0 bp
-CONTIG      join(U49845.1:1..21)
 //
 """
 
@@ -240,3 +239,109 @@ def test_memory_is_bounded_whatever_the_record(form: str) -> None:
         tracemalloc.stop()
     assert length == 200_000_000
     assert peak < 20e6
+
+
+def copies(text: bytes, block_size: int) -> list[tuple[str, bytes]]:
+    """The text of each record as `copy` gets it."""
+    parts: list[bytes] = []
+    found = []
+    for record in parse_sequences(io.BytesIO(text), "x", block_size=block_size, copy=parts.append):
+        for _ in record.blocks():
+            pass
+        found.append((record.name, b"".join(parts)))
+        parts.clear()
+    assert not parts
+    return found
+
+
+@pytest.mark.parametrize("block_size", BLOCK_SIZES)
+@pytest.mark.parametrize(
+    "records",
+    [
+        [b">a first\nACGT\nAC\n", b">b\n", b">c x\n;comment\nac gt\n", b">d\nNN"],
+        [b"@a x\nACGT\n+a\n@+II\n", b"@b\n\n+\n\n", b"@c\nAC\nGT\n+\n>@\n+I\n", b"@d\nA\n+\nI"],
+        [GENBANK.split("\n\nLOCUS")[0].encode() + b"\n", b"LOCUS       TWO 2 bp\nORIGIN\n        1 ac\n//\n"],
+    ],
+    ids=["fasta", "fastq", "genbank"],
+)
+def test_copies_are_the_records_as_they_were_read(records: list[bytes], block_size: int) -> None:
+    found = copies(b"".join(records), block_size)
+    assert [text for _, text in found] == records
+    assert [text for _, text in copies(b"\n \n" + b"".join(records), block_size)] == records
+    crlf = copies(b"".join(records).replace(b"\n", b"\r\n"), block_size)
+    assert [text for _, text in crlf] == records
+
+
+def test_blank_lines_between_records_are_not_copied_into_the_next() -> None:
+    for block_size in BLOCK_SIZES:
+        found = copies(b"@a\nAC\n+\nII\n\n\n@b\nA\n+\nI\n", block_size)
+        assert [text for _, text in found] == [b"@a\nAC\n+\nII\n", b"@b\nA\n+\nI\n"]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+@pytest.mark.parametrize("form", ["fasta", "fastq"])
+def test_position_tells_no_more_than_was_handed_out(tmp_path: Path, pack: Callable[..., bytes], form: str) -> None:
+    rng = np.random.default_rng(0)
+    letters = ["".join(rng.choice(list("ACGT"), 60)) for _ in range(5000)]
+    if form == "fasta":
+        records = [f">r{i}\n{s}\n".encode() for i, s in enumerate(letters)]
+    else:
+        records = [f"@r{i}\n{s}\n+\n{s}\n".encode() for i, s in enumerate(letters)]
+    text = b"".join(records)
+    path = tmp_path / "in"
+    path.write_bytes(pack(text))
+    size = path.stat().st_size
+    position, handed_out = Position(), 0
+    for record, raw in zip(read_sequences(path, position=position, block_size=1 << 19), records, strict=True):
+        record.codes()
+        handed_out += len(raw)
+        if pack is bytes:
+            assert position.bytes in (handed_out, handed_out - 1)
+        else:  # some blocks are read ahead of the text
+            assert abs(position.bytes / size - handed_out / len(text)) < 0.2
+    assert position.bytes == size
+
+
+def test_genbank_that_names_its_parts_instead_of_its_sequence_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "chromosome.gb"
+    contig = "LOCUS       CM1 99 bp\nVERSION     CM1.2\n"
+    contig += "CONTIG      join(A.1:1..50,\n            gap(9),B.1:1..40)\n//\n"
+    path.write_text(GENBANK.split("\n\nLOCUS")[0] + "\n" + contig)
+    with pytest.raises(BadRecord, match=r"'CM1\.2' has no sequence: a CONTIG line.*rettype=gbwithparts"):
+        list(read_sequences(path))
+    # NCBI writes CONTIG before ORIGIN in a full record
+    path.write_text(contig.replace("//\n", "ORIGIN\n        1 acgt\n//\n"))
+    assert [decode(record.codes()) for record in read_sequences(path)] == ["ACGT"]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_genbank_reads_as_biopython_reads_it(tmp_path: Path, pack: Callable[..., bytes]) -> None:
+    from Bio import SeqIO
+    from Bio.Seq import Seq
+    from Bio.SeqFeature import FeatureLocation, SeqFeature
+    from Bio.SeqRecord import SeqRecord
+
+    rng = np.random.default_rng(1)
+    written = []
+    for i, length in enumerate((1, 59, 60, 61, 1000, 2049)):
+        letters = "".join(rng.choice(list("ACGTNRY"), length, p=[0.24, 0.24, 0.24, 0.24, 0.02, 0.01, 0.01]))
+        record = SeqRecord(Seq(letters), id=f"NC_{i:06}.{i + 1}", name=f"NC_{i:06}", description="word " * i * 9 + "x")
+        record.annotations.update(molecule_type="DNA", organism="Test", comment="LOCUS ORIGIN\n//\n>x\n1 acgt" * 3)
+        record.features = [
+            SeqFeature(FeatureLocation(0, length), "source", qualifiers={"note": ["ORIGIN " * 30, "// CONTIG"]})
+        ]
+        written.append(record)
+    text = io.StringIO()
+    SeqIO.write(written, text, "genbank")
+    path = tmp_path / "many.gb"
+    path.write_bytes(pack(text.getvalue().encode()))
+    theirs = [
+        (record.id, record.description.removesuffix("."), str(record.seq))
+        for record in SeqIO.parse(io.StringIO(text.getvalue()), "genbank")
+    ]
+    for block_size in (7, 64, 1 << 20):
+        ours = [
+            (record.name, record.description.removesuffix("."), decode(record.codes()))
+            for record in read_sequences(path, block_size=block_size)
+        ]
+        assert [(a, " ".join(b.split()), c.replace("R", "N").replace("Y", "N")) for a, b, c in theirs] == ours

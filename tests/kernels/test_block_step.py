@@ -90,13 +90,13 @@ def test_reference_is_the_separate_operators(case: dict[str, Any]) -> None:
         {"M": 100, "N": 24, "K": 5, "R": 5, "conv_bias": False},
         {"M": 100, "N": 5, "R": 3, "norm": "layer"},
         {"M": 7, "N": 3, "K": 3, "R": 1, "expand": 1, "bias": True, "final": False},
-        {"M": 256, "N": 16, "layers": 1},
+        {"M": 200, "N": 16, "layers": 1},
         {"M": 33, "N": 1, "layers": 1, "expand": 3, "final": False},
     ],
     ids=str,
 )
 def test_sizes(case: dict[str, Any]) -> None:
-    check(draw(**case))
+    check(draw(**case), steps=1 if triton_interpreted() and case["M"] > 50 else 3)
 
 
 @pytest.mark.parametrize("stream", ["fp32", "same"])
@@ -104,7 +104,8 @@ def test_sizes(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("norm", ["rms", "layer"])
 def test_weights_and_streams_of_16_bits(norm: str, dtype: str, stream: str) -> None:
     kind = DTYPES[dtype]
-    check(draw(dtype=kind, stream=kind if stream == "same" else torch.float32, norm=norm, bias=True), dtype)
+    stack = draw(dtype=kind, stream=kind if stream == "same" else torch.float32, norm=norm, bias=True)
+    check(stack, dtype, steps=2)
 
 
 @pytest.mark.parametrize("channels", [16, 32, 128])

@@ -88,3 +88,14 @@ def test_memory_of_many_shapes_is_bounded(kernel: Kernel, monkeypatch: pytest.Mo
         launch((1,), torch.zeros(8), None, stride, 5, BLOCK=32, num_warps=1)
     assert kernel.compiled == 20
     assert len(launch._known) <= 8
+
+
+def test_the_interpreter_is_called_as_always() -> None:
+    class InterpretedFunction(Kernel):
+        pass
+
+    kernel = InterpretedFunction()
+    launch = Launcher(kernel)  # without a GPU there is no current device to ask for
+    for _ in range(2):
+        launch((1,), torch.zeros(8), None, 16, 5, BLOCK=32, num_warps=1)
+    assert kernel.compiled == 2

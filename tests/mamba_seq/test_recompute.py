@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mamba_seq import Backbone, Mamba, MambaConfig
-from mamba_seq.inner import Inside, NormedProjection
+from mamba_seq.inner import Inside
+from mamba_seq.normed import NormedProjection
 from tests.mamba_seq import recompute_cases as cases
 from tests.mamba_seq.layouts import KINDS, random_backbone, weighted_sum
 

@@ -12,6 +12,11 @@ from torch import Tensor, nn
 
 LABELS = ["alpha", "beta", "gamma"]
 CONTEXT = 64
+TAXONOMY = {
+    "alpha": "2:D:Bacteria;10:G:Alphabeta;101:S:Alphabeta alpha",
+    "beta": "2:D:Bacteria;10:G:Alphabeta;102:S:Alphabeta beta",
+    "gamma": "2759:D:Eukaryota;103:S:Gamma gamma",
+}
 # rows A, C, G, T, N; the two strands of a sequence get different scores
 COMPOSITION = [[9.0, 0, 1], [0, 9, 2], [3, 4, 6], [2, 0, 9], [1, 1, 1]]
 FIRST = [[0.1, 0, 0.5], [0, 0.3, 0], [0.4, 0, 0], [0, 0.2, 0], [0, 0, 0]]
@@ -24,7 +29,12 @@ class FakeClassifier(nn.Module):
     def __init__(self, *, delay: float = 0.0) -> None:
         super().__init__()
         self.config = types.SimpleNamespace(
-            task="sequence-classification", labels=LABELS, context=CONTEXT, alphabet="dna"
+            task="sequence-classification",
+            labels=LABELS,
+            context=CONTEXT,
+            alphabet="dna",
+            calibration=None,
+            taxonomy=TAXONOMY,
         )
         self.delay = delay
         self.shapes: list[tuple[int, int]] = []

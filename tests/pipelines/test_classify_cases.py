@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from mamba_seq.pipelines import classify as pipeline
+from mamba_seq.pipelines import originals
 from mamba_seq.pipelines.classify import Classifier, Options
 from mamba_seq.pipelines.names import RepeatedNames
 from mamba_seq.pipelines.rows import printable
@@ -322,12 +323,16 @@ def test_rows_leave_while_records_are_still_read(fake: Any, tmp_path: Path, monk
         (b"ACGTC" * 50_000, 100, {"max_windows": 1}),
         (b"ACGTC" * 20, 30_000, {"min_length": 200}),
         (b"ACGTC" * 200_000, 2, {"max_windows": 0, "context": 4096, "stride": 4096}),
+        (b"ACGTC" * 6_000_000, 1, {"calls": True, "originals": True}),
+        (b"ACGTC" * 50_000, 100, {"max_windows": 1, "originals": True}),
+        (b"ACGTC" * 20, 20_000, {"calls": True, "originals": True, "context": 1000, "batch_tokens": 8192}),
     ],
-    ids=["one long line", "long records", "reads", "all windows"],
+    ids=["one long line", "long records", "reads", "all windows", "long line kept", "long records kept", "reads kept"],
 )
 def test_memory_does_not_grow_with_the_file(
-    fake: Any, tmp_path: Path, line: bytes, count: int, options: dict[str, int]
+    fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes, count: int, options: dict[str, int]
 ) -> None:
+    monkeypatch.setattr(originals, "MOST_IN_MEMORY", 1 << 21)
     path = tmp_path / "in.fa"
     with path.open("wb") as file:
         for i in range(count):
@@ -335,7 +340,11 @@ def test_memory_does_not_grow_with_the_file(
     settings = Options(**{"context": 64, "stride": 64, "batch_tokens": 4096, **options})
     classifier = Classifier(fake, fake.config.labels, torch.device("cpu"), settings)
     tracemalloc.start()
-    rows = sum(1 for _ in classifier.rows([str(path)]))
+    rows = 0
+    for row in classifier.rows([str(path)]):
+        rows += 1
+        if row.original is not None:
+            row.original.release()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert rows == count

@@ -80,6 +80,7 @@ def test_table(run: Any, data: Path) -> None:
     header, *lines = [line.split("\t") for line in result.out.splitlines()]
     assert header == [
         *["length", "class", "windows", "disjoint", "correct", "accuracy", "low", "high"],
+        *["ece", "novel", "novel_low", "novel_high"],
         *["n:alpha", "n:beta", "n:gamma"],
     ]
     assert [line[:4] for line in lines] == [
@@ -91,7 +92,9 @@ def test_table(run: Any, data: Path) -> None:
         ["1000", "beta", "20", "1"],
     ]
     for line, independent in zip(lines, (26, 20, 6, 5, 4, 1), strict=True):
-        counts = list(map(int, line[8:]))
+        counts = list(map(int, line[12:]))
+        assert (line[8] == "NA") == (line[1] != "all")
+        assert line[9:12] == ["NA"] * 3
         assert sum(counts) == int(line[2])
         right = int(line[4]) / int(line[2])
         assert list(map(float, line[5:8])) == pytest.approx([right, *wilson(right, independent)], abs=5e-5)

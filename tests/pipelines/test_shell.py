@@ -20,7 +20,9 @@ from mamba_seq.pipelines import cli
 from mamba_seq.pipelines.cli import _failures, _shell
 from mamba_seq.pipelines.cli._shell import Settings
 
-COMMANDS = ["classify", "finetune", "predict", "evaluate", "train", "zoo", "convert", "info", "bench"]
+COMMANDS = [
+    *["classify", "finetune", "predict", "evaluate", "score", "calibrate", "train", "zoo", "convert", "info", "bench"],
+]
 COMMON = ["--quiet", "--verbose", "--seed", "--device", "--threads", "--debug", "--version", "--help"]
 READING = ["--strand", "--context", "--stride", "--max-windows", "--batch-tokens"]
 DATA = [
@@ -41,14 +43,18 @@ DATA = [
 OPTIONS = {
     (): [],
     ("classify",): [
-        *["--model", "--output", "--format", "--min-probability", *READING, "--min-length", "--strict"],
+        *["--model", "--output", "--format", "--windows", "--kreport", "--report", "--multiqc", "--classified-out"],
+        *["--unclassified-out", "--taxonomy", "--min-probability", "--novel", *READING, "--min-length", "--strict"],
     ],
     ("finetune",): ["--model", "--from-scratch", "--output", "--task", "--tune", "--force", "--max-minutes", *DATA],
     ("predict",): ["--model", "--output", "--strand", "--batch-tokens", *DATA],
     ("evaluate",): [
-        *["--model", "--output", "--format", "--lengths", "--per-class", "--splits", "--records", "--only", *READING],
+        *["--model", "--output", "--format", "--lengths", "--per-class", "--splits", "--records", "--only"],
+        *["--novel", "--unknown", *READING],
         *DATA,
     ],
+    ("score",): ["--model", "--output", "--format", "--strand", "--context", "--batch-tokens"],
+    ("calibrate",): ["--model", "--output", "--lengths", "--per-class", "--splits", *READING],
     ("train",): ["--output", "--force", "--max-minutes", "--checkpoint-mib"],
     ("zoo",): [],
     ("zoo", "list"): [],

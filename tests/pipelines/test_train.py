@@ -16,6 +16,7 @@ from lightning import Trainer
 from mamba_seq import ModelError, UnknownModelError, from_pretrained
 from mamba_seq.data_prep.errors import DataError
 from mamba_seq.pipelines.errors import RecipeError
+from mamba_seq.pipelines.evaluate import Reading
 from mamba_seq.pipelines.train import callbacks, finish
 from mamba_seq.pipelines.train.baseline import baseline_accuracy, canonical_kmers, kmer_features
 from mamba_seq.pipelines.train.callbacks import StopAfter
@@ -96,6 +97,13 @@ def test_a_run_ends_in_a_saved_model(recipe: str, tmp_path: Path) -> None:
     assert f"| *low* | {low[0] / sum(low):.3f} |" in card
     assert "Tells three made-up species apart." in card
     assert f"{record['results'][0]['accuracy']:.4f}" in card
+    assert model.config.calibration == record["calibration"]
+    calibration = record["calibration"]
+    assert (calibration["bases"], calibration["context"], calibration["windows"]) == ([60, 200], 96, 600)
+    assert calibration["ece"] == pytest.approx(np.mean([row["ece"] for row in record["results"]]), abs=1e-4)
+    assert all(0 <= row["novel"]["0.05"] <= row["novel"]["0.1"] <= 1 for row in record["results"])
+    assert f"temperature {calibration['temperature']}" in card
+    assert f"{record['results'][1]['ece']:.4f}" in card
     logged = {row["name"] for row in metrics(tmp_path / "run")}
     assert {"loss", "accuracy", "lr", "val_32_accuracy", "val_64_loss"} <= logged
 
@@ -302,21 +310,43 @@ def test_weights_of_another_model_start_nothing(recipe: str, whole: Path, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+def test_a_model_without_room_to_calibrate_says_so(
+    recipe: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = ["--evaluation.lengths=[300]", "--evaluation.windows_per_class=[4]", "--optim.steps=2"]
+    folder = main(recipe, tmp_path / "run", settings)
+    assert "the model is not calibrated" in caplog.text
+    assert from_pretrained(folder).config.calibration is None
+    assert "Calibrated" not in (folder / "README.md").read_text()
+
+
+def test_lineages_go_into_the_model_or_are_refused_before_the_run(recipe: str, tmp_path: Path) -> None:
+    lineages = {"low": "2:D:Bacteria;5:S:Low", "middle": "6:S:Middle", "rich": "7:S:Rich"}
+    text = Path(recipe).read_text()
+    Path(recipe).write_text(text + "taxonomy:\n" + "".join(f'  {k}: "{v}"\n' for k, v in lineages.items()))
+    folder = main(recipe, tmp_path / "run", ["--optim.steps=2"])
+    assert from_pretrained(folder).config.taxonomy == lineages
+    Path(recipe).write_text(text + 'taxonomy: {low: "5:S:Low", other: "6:S:Other"}\n')
+    with pytest.raises(RecipeError, match=r"taxonomy and the class folders differ in 'middle'"):
+        main(recipe, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_test_windows_are_read_in_as_many_windows_as_the_recipe_says(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[object] = []
-    measure = finish.evaluate_windows
+    measure = finish.predict_windows
 
-    def watched(*args: object, **options: object) -> object:
-        told.append(options["max_windows"])
-        return measure(*args, **options)
+    def watched(model: object, windows: object, reading: Reading) -> object:
+        told.append(reading.max_windows)
+        return measure(model, windows, reading)
 
-    monkeypatch.setattr(finish, "evaluate_windows", watched)
+    monkeypatch.setattr(finish, "predict_windows", watched)
     folder = main(
         recipe, tmp_path / "run", ["--evaluation.max_windows=0", "--optim.steps=2", "--evaluation.baseline_windows=2"]
     )
-    assert told == [0, 0]
+    assert told == [0, 0, 0, 0]  # validation windows, then test windows, of two lengths
     assert "all of them (`--max-windows`)" in (folder / "README.md").read_text()
 
 
