@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import triton
+from torch import Tensor
 
 KNOWN = triton.__version__.startswith("3.6.")  # versions that take a compiled kernel's arguments as written here
 MOST = 4096  # kernels and shapes remembered; beyond, all are forgotten
@@ -21,6 +22,16 @@ ALIGNED = 16  # bytes that Triton distinguishes pointers by
 def cdiv(size: int, part: int) -> int:
     """Return how many parts cover a size; `triton.cdiv` outside a kernel takes 8 microseconds."""
     return -(-size // part)
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """Return the tensor with its last axis dense, as kernels read it; copied if need be."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def contiguous(tensor: Tensor | None) -> Tensor | None:
+    """Return the tensor contiguous, None for None."""
+    return None if tensor is None else tensor.contiguous()
 
 
 class Launcher:

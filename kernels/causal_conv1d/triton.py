@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mamba_seq.kernels._dispatch import triton_interpreted
-from mamba_seq.kernels._launch import Launcher, cdiv
+from mamba_seq.kernels._launch import Launcher, cdiv, contiguous, rows
 from mamba_seq.kernels._packing import Packing
 from mamba_seq.kernels.causal_conv1d import _triton_kernels
 
@@ -128,13 +128,3 @@ def switches(
         "BLOCK_D": BLOCK_D,
         "GROUP": GROUP,
     }
-
-
-def rows(tensor: Tensor) -> Tensor:
-    """Return (B, L, D) with unit stride along D, copied if need be."""
-    return tensor if tensor.stride(2) == 1 else tensor.contiguous()
-
-
-def contiguous(tensor: Tensor | None) -> Tensor | None:
-    """Return the tensor contiguous, None for None."""
-    return None if tensor is None else tensor.contiguous()

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mamba_seq.kernels._launch import Launcher, cdiv
+from mamba_seq.kernels._launch import Launcher, cdiv, rows
 from mamba_seq.kernels.selective_scan import _gluon_backward, _gluon_forward
 from mamba_seq.kernels.selective_scan.settings import Launch, settings_for
 
@@ -379,8 +379,3 @@ def alone(state: Tensor) -> Tensor:
 def block_of(launch: Launch, N: int) -> int:
     """Return how many channels a program has."""
     return launch.SD * launch.SN * 32 // N * launch.warps
-
-
-def rows(tensor: Tensor) -> Tensor:
-    """Return the tensor with its last axis dense, copied if need be."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

@@ -31,7 +31,7 @@ import triton
 from torch import Tensor
 
 from mamba_seq.kernels._dispatch import multiprocessor_count, triton_interpreted
-from mamba_seq.kernels._launch import cdiv
+from mamba_seq.kernels._launch import cdiv, contiguous
 from mamba_seq.kernels._packing import Packing
 from mamba_seq.kernels.selective_scan import _triton_backward, _triton_forward, _triton_step
 from mamba_seq.kernels.selective_scan.reference import is_constant
@@ -591,8 +591,3 @@ def rows(tensor: Tensor) -> Tensor:
     """Return (B, L, D) with unit stride along D, and rows near enough for 32-bit offsets in a chunk; copy if not."""
     near = abs(tensor.stride(1)) < 2**19
     return tensor if tensor.stride(2) == 1 and near else tensor.contiguous()
-
-
-def contiguous(tensor: Tensor | None) -> Tensor | None:
-    """Return the tensor contiguous, None for None."""
-    return None if tensor is None else tensor.contiguous()

@@ -53,6 +53,34 @@ def reading_options(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
+def drawn_windows(per_class: int, regions: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add which windows are drawn from genomes: lengths, per_class with its default, and splits, of those regions."""
+    options: list[Any] = [
+        click.option(
+            "--lengths",
+            metavar="N,N,...",
+            type=Lengths(),
+            help="Bases of the windows. Default: those of 1000, 10000 and 100000 that every class has.",
+        ),
+        click.option(
+            "--per-class",
+            metavar="N",
+            type=_AT_LEAST_1,
+            default=per_class,
+            show_default=True,
+            help="Windows of each class, drawn with --seed (default 0).",
+        ),
+        click.option("--splits", metavar="FILE", help=f"A run's splits.tsv: draw from its {regions} regions only."),
+    ]
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
 def window_length(asked: int | None, model: str, of_model: int | None) -> int:
     """Return the context: what was asked for, or what the model was trained with."""
     context = asked or of_model

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from mamba_seq.pipelines.cli._messages import progress
-from mamba_seq.pipelines.cli._options import Lengths, model_option, reading_options, window_length
+from mamba_seq.pipelines.cli._options import drawn_windows, model_option, reading_options, window_length
 from mamba_seq.pipelines.cli._shell import Command, Settings
 
 
@@ -20,21 +20,7 @@ from mamba_seq.pipelines.cli._shell import Command, Settings
     type=click.Path(path_type=Path),
     help="Folder for the calibrated model, new or empty.",
 )
-@click.option(
-    "--lengths",
-    metavar="N,N,...",
-    type=Lengths(),
-    help="Bases of the windows. Default: those of 1000, 10000 and 100000 that every class has.",
-)
-@click.option(
-    "--per-class",
-    metavar="N",
-    type=click.IntRange(min=1),
-    default=200,
-    show_default=True,
-    help="Windows of each class, drawn with --seed (default 0).",
-)
-@click.option("--splits", metavar="FILE", help="A run's splits.tsv: draw from its validation regions only.")
+@drawn_windows(200, "validation")
 @reading_options
 @click.pass_obj
 def calibrate(

@@ -7,7 +7,7 @@ import click
 
 from mamba_seq.pipelines.cli._data_options import data_config, data_options
 from mamba_seq.pipelines.cli._messages import progress
-from mamba_seq.pipelines.cli._options import Lengths, model_option, reading_options, window_length
+from mamba_seq.pipelines.cli._options import drawn_windows, model_option, reading_options, window_length
 from mamba_seq.pipelines.cli._shell import Command, Settings
 
 if TYPE_CHECKING:
@@ -19,21 +19,7 @@ if TYPE_CHECKING:
 @model_option
 @click.option("-o", "--output", metavar="FILE", default="-", help="Table to write. Default: -, standard output.")
 @click.option("--format", "format_", type=click.Choice(["tsv", "json"]), default="tsv", show_default=True)
-@click.option(
-    "--lengths",
-    metavar="N,N,...",
-    type=Lengths(),
-    help="Bases of the windows. Default: those of 1000, 10000 and 100000 that every class has.",
-)
-@click.option(
-    "--per-class",
-    metavar="N",
-    type=click.IntRange(min=1),
-    default=100,
-    show_default=True,
-    help="Windows of each class, drawn with --seed (default 0).",
-)
-@click.option("--splits", metavar="FILE", help="A run's splits.tsv: draw from its test regions only.")
+@drawn_windows(100, "test")
 @click.option(
     "--records", is_flag=True, help="Take every record of a folder's files as an example, not windows of genomes."
 )
