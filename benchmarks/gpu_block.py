@@ -19,6 +19,7 @@ import csv
 import datetime
 import gc
 import importlib.util
+import statistics
 import subprocess
 import sys
 import time
@@ -43,6 +44,7 @@ SHAPES = [(1, 1048576, 128), (1, 1048576, 256), (1, 131072, 256), (8, 2048, 768)
 MODELS = [(12, 128), (16, 256)]
 """n_layer, d_model."""
 STEP_LENGTH = 1048576
+ROUNDS = 3
 OPTIONS: list[tuple[str, bool]] = [("nothing", False), ("nothing", True), ("inner", False), ("segments", False)]
 """`recompute` and `gradient_checkpointing`."""
 BF16 = torch.bfloat16
@@ -165,7 +167,6 @@ def run_blocks(keeps: tuple[Keep, ...] = get_args(Keep)[1:]) -> list[Row]:
     peer = has_peer()
     for B, L, d_model in SHAPES:
         block, hidden, dout = make_block(B, L, d_model, BF16)
-        theirs = None
         if peer:
             compare = gradients(block, lambda x, b=block: peer_block(b, x), hidden, dout)
             got = worst(gradients(block, block, hidden, dout), compare)
@@ -173,28 +174,45 @@ def run_blocks(keeps: tuple[Keep, ...] = get_args(Keep)[1:]) -> list[Row]:
             if not got[0] < 5e-2:
                 raise SystemExit("ours and mamba_ssm differ: nothing is timed")
             del compare
-            clear()
-            theirs = measure(block, lambda x, b=block: peer_block(b, x), hidden, dout)
-        for keep in keeps:
-            clear()
-            mine = measure(block, lambda x, b=block, k=keep: b(x, keep=k), hidden, dout)
+        contenders: dict[str, Callable[[Tensor], Any]] = {k: lambda x, b=block, k=k: b(x, keep=k) for k in keeps}  # type: ignore[misc]
+        if peer:
+            contenders["mamba_ssm"] = lambda x, b=block: peer_block(b, x)
+        found = measure_in_turn(block, contenders, hidden, dout)
+        theirs = found.pop("mamba_ssm", None)
+        for keep, mine in found.items():
             for direction in ("forward", "backward", "both"):
                 row = {"what": "block", "part": "", "direction": direction, "B": B, "L": L, "d_model": d_model}
-                row |= {"n_layer": 1, "keep": keep, **as_columns(mine[direction])}
+                row |= {"n_layer": 1, "keep": keep, **as_columns(spread(mine[direction]))}
                 if theirs is not None:
-                    low, middle, high = theirs[direction]
+                    low, middle, high = spread(theirs[direction])
                     row |= {"peer": "mamba_ssm", "peer_ms": f"{middle:.4f}", "peer_min": f"{low:.4f}"}
-                    row |= {"peer_max": f"{high:.4f}", "ratio": f"{middle / mine[direction][1]:.2f}"}
+                    row |= {"peer_max": f"{high:.4f}", "ratio": f"{middle / spread(mine[direction])[1]:.2f}"}
                     row |= {"peer_peak_bytes": int(theirs["peak"][0])}
                 rows.append(row | {"peak_bytes": int(mine["peak"][0])})
                 show(rows[-1])
-        del block, hidden, dout
+        del block, hidden, dout, contenders, found
         clear()
     return rows
 
 
-def measure(block: Mamba, run: Callable[[Tensor], Any], hidden: Tensor, dout: Tensor) -> dict[str, Times]:
-    """Return minimum, median and maximum of forward, backward and both, and the peak of memory of both."""
+def measure_in_turn(
+    block: Mamba, contenders: dict[str, Callable[[Tensor], Any]], hidden: Tensor, dout: Tensor
+) -> dict[str, dict[str, list[float]]]:
+    """Return what `measure` does for every contender, each measured once in each round.
+
+    What slows the machine down for a moment, Python above all, then slows no contender alone.
+    """
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in contenders}
+    for _ in range(ROUNDS):
+        for name, run in contenders.items():
+            clear()
+            for what, samples in measure(block, run, hidden, dout).items():
+                found[name].setdefault(what, []).extend(samples)
+    return found
+
+
+def measure(block: Mamba, run: Callable[[Tensor], Any], hidden: Tensor, dout: Tensor) -> dict[str, list[float]]:
+    """Return the times of forward, backward and both, and the peak of memory of both."""
     inputs = [hidden, *block.parameters()]
 
     def both() -> Any:
@@ -204,8 +222,9 @@ def measure(block: Mamba, run: Callable[[Tensor], Any], hidden: Tensor, dout: Te
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     both()
-    peak = float(torch.cuda.max_memory_allocated() - before)
-    found = {"both": times(both), "forward": times(lambda: run(hidden)), "peak": (peak, peak, peak)}
+    found = {"peak": [float(torch.cuda.max_memory_allocated() - before)]}
+    found["both"] = times(both)
+    found["forward"] = times(lambda: run(hidden))
     out = run(hidden)
     found["backward"] = times(lambda: torch.autograd.grad(out, inputs, dout, retain_graph=True))
     return found
@@ -321,10 +340,15 @@ def show(row: Row) -> None:
     print(" ".join(f"{k} {v}" for k, v in row.items() if v != "" and not k.endswith(("_min", "_max"))), flush=True)
 
 
-def times(call: Callable[[], Any]) -> Times:
-    """Return minimum, median and maximum of a call in milliseconds, the L2 cache emptied before each."""
-    low, middle, high = do_bench(call, warmup=10, rep=150, quantiles=[0.0, 0.5, 1.0])
-    return low, middle, high
+def times(call: Callable[[], Any]) -> list[float]:
+    """Return what each of some calls took in milliseconds, the L2 cache emptied before each."""
+    found: list[float] = do_bench(call, warmup=10, rep=60, return_mode="all")
+    return found
+
+
+def spread(samples: list[float]) -> Times:
+    """Return minimum, median and maximum."""
+    return min(samples), statistics.median(samples), max(samples)
 
 
 def driver_version() -> str:
