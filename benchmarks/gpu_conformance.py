@@ -326,7 +326,7 @@ def convolution(K: int, dtype: str, backend: str, device: str) -> dict[str, Erro
 def huge() -> dict[str, Error]:
     """Run the test of offsets beyond 32 bits, which compares the end of a huge input with itself run alone."""
     torch.cuda.empty_cache()
-    check_huge()
+    check_huge(lambda gib: None)
     return {"du, ddelta, dB, dC": Error(float("nan"), float("nan"), Tolerance(*BF16["du"]), None)}  # it passed
 
 

@@ -14,6 +14,8 @@ from mamba_seq.kernels._dispatch import triton_interpreted
 
 APPROXIMATE = tl.constexpr(not triton_interpreted())
 LOG2E = tl.constexpr(1.4426950408889634)
+LOG2E_NEAR = tl.constexpr(1.4426950216293335)  # rounded to float32
+LOG2E_SHORT = tl.constexpr(1.925963033500981e-08)  # what rounding has taken off
 LN2 = tl.constexpr(0.6931471805599453)
 QUARTERS = tl.constexpr(0.6366197723675814)  # quarter turns in a radian
 QUARTER = tl.constexpr(1.5707963705062866)  # of a turn, in radians, rounded to float32
@@ -73,6 +75,43 @@ def softplus(x):
     p = p * q + 0.66666311
     p = p * q + 2.0
     return tl.maximum(x, 0.0) + s * p
+
+
+@device_function
+def precise_softplus(x):
+    """Return what `softplus` does to half a unit in the last place, or little more; it takes twice the instructions.
+
+    A complex state turns by an angle of many radians a step, so that every unit of the step size is many in the angle.
+    """
+    v = -tl.abs(x)
+    v = tl.where(v < -100.0, -100.0, v)  # e is 0 there; an infinite one would be NaN below
+    high = v * LOG2E_NEAR
+    e = unbiased_exp2(high)
+    e += e * ((fma(v, LOG2E_NEAR, -high) + v * LOG2E_SHORT) * LN2)
+    # s = e / (2 + e), corrected by what the division and the sum have left
+    whole = 2.0 + e
+    inverse = reciprocal(whole)
+    s = e * inverse
+    s = fma(fma(-s, whole, e) - s * (e - (whole - 2.0)), inverse, s)
+    q = s * s
+    p = 0.28191546 * q + 0.27957666
+    p = p * q + 0.40025115
+    p = p * q + 0.66666311
+    return tl.maximum(x, 0.0) + fma(s * q, p, 2.0 * s)
+
+
+@device_function
+def sum_of_products(x, y, axis: tl.constexpr):
+    """Return the sum of x y along an axis, the same in every thread that has it.
+
+    Where lanes swap partial sums, a compiler may fuse each lane's own product into the sum: they then differ by a
+    rounding, and what is read later depends on which of them wrote last.
+    """
+    if APPROXIMATE:
+        terms = tl.inline_asm_elementwise("mul.rn.f32 $0, $1, $2;", "=f,f,f", [x, y], tl.float32, is_pure=True, pack=1)
+        return tl.sum(terms, axis=axis)
+    else:
+        return tl.sum(x * y, axis=axis)
 
 
 @device_function

@@ -22,7 +22,7 @@ where the model has them, through a table of addresses.
 import triton
 import triton.language as tl
 
-from mamba_seq.kernels._triton_math import LOG2E, device_function, exp2, sigmoid, softplus
+from mamba_seq.kernels._triton_math import LOG2E, device_function, exp2, sigmoid, softplus, sum_of_products
 
 # where a row of the table has what; layer after layer
 SLOTS = tl.constexpr(16)
@@ -372,13 +372,13 @@ def recur(
     # the recurrence of the operator selective_state_update, with A = -exp(a)
     n = tl.arange(0, N_PADDED)
     tile = (d < D)[:, None] & (n < N)[None, :]
-    dt = softplus(tl.sum(w_dt.to(tl.float32) * low[None, :], axis=1) + dt_bias)
+    dt = softplus(sum_of_products(w_dt.to(tl.float32), low[None, :], axis=1) + dt_bias)
     decay = exp2(dt[:, None] * (exp2(a * LOG2E) * -LOG2E))
     h = decay * h + (dt * u)[:, None] * b[None, :]
     state = tl.load(table + layer * SLOTS + SSM_STATE).to(tl.pointer_type(tl.float32)) + ssm
     tl.debug_barrier()  # a small state is in several threads too
     tl.store(state + d[:, None] * ssm_d + n[None, :] * ssm_n, h, mask=tile)
-    y = tl.sum(h * c[None, :], axis=1) + skip * u
+    y = sum_of_products(h, c[None, :], axis=1) + skip * u
     return y * z * sigmoid(z)
 
 

@@ -161,7 +161,7 @@ def retreat(
     dts = ()
     before_gate = ()
     for i in tl.static_range(STEPS):
-        dts = dts + (step_size(raws[i].to(tl.float32) + step_bias, SOFTPLUS),)
+        dts = dts + (step_size(raws[i].to(tl.float32) + step_bias, SOFTPLUS, PARTS),)
         g = gs[i].to(tl.float32)
         if HAS_Z:
             gate = gates[i].to(tl.float32)
@@ -401,7 +401,7 @@ def gradient_group(
     dts = ()
     states = (h,)
     for i in tl.static_range(STEPS):
-        dt = step_size(raws[i].to(tl.float32) + step_bias, SOFTPLUS)
+        dt = step_size(raws[i].to(tl.float32) + step_bias, SOFTPLUS, PARTS)
         dts = dts + (dt,)
         b = projection(B, t + i, N, N_PADDED, PARTS, B_CONSTANT)
         h = product(decay(dt[None, :], a2, PARTS), h, PARTS)

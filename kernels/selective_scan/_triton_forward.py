@@ -141,7 +141,7 @@ def advance(
         xs = xs + (tl.load(u + (t + i) * u_row),)
     dts = ()
     for i in tl.static_range(STEPS):
-        dts = dts + (step_size(raws[i].to(tl.float32) + step_bias, SOFTPLUS),)
+        dts = dts + (step_size(raws[i].to(tl.float32) + step_bias, SOFTPLUS, PARTS),)
     for i in tl.static_range(STEPS):
         b = projection(B, t + i, N, N_PADDED, PARTS, B_CONSTANT)
         h = product(decay(dts[i][None, :], a2, PARTS), h, PARTS)
@@ -374,7 +374,7 @@ def output_group(
             gates = gates + (tl.load(z + (t + i) * z_row),)
     dts = ()
     for i in tl.static_range(STEPS):
-        dts = dts + (step_size(raws[i].to(tl.float32) + step_bias, SOFTPLUS),)
+        dts = dts + (step_size(raws[i].to(tl.float32) + step_bias, SOFTPLUS, PARTS),)
     ys = ()
     for i in tl.static_range(STEPS):
         b = projection(B, t + i, N, N_PADDED, PARTS, B_CONSTANT)

@@ -10,7 +10,7 @@ tiles (see `_triton_tiles.py`).
 import triton
 import triton.language as tl
 
-from mamba_seq.kernels._triton_math import LOG2E, device_function, sigmoid
+from mamba_seq.kernels._triton_math import LOG2E, device_function, sigmoid, sum_of_products
 from mamba_seq.kernels.selective_scan._triton_tiles import add_multiple, decay, product, step_size
 
 
@@ -69,7 +69,7 @@ def step(
     step_bias = 0.0
     if HAS_BIAS:
         step_bias = tl.load(bias + d, mask=inside, other=0.0)
-    dt = step_size(raw + step_bias, SOFTPLUS)
+    dt = step_size(raw + step_bias, SOFTPLUS, PARTS)
     a = load_parts(A + d[:, None] * A_d + n[None, :] * A_n, tile, PARTS)
     B += batch * B_batch + n[None, :] * B_n
     C += batch * C_batch + n[None, :] * C_n
@@ -91,9 +91,9 @@ def step(
     for p in tl.static_range(PARTS):
         tl.store(where + p, h[p], mask=tile)
     if PARTS == 1:
-        value = tl.sum(h[0] * c[0], axis=1)
+        value = sum_of_products(h[0], c[0], axis=1)
     else:
-        value = 2.0 * tl.sum(h[0] * c[0] - h[1] * c[1], axis=1)
+        value = 2.0 * (sum_of_products(h[0], c[0], axis=1) - sum_of_products(h[1], c[1], axis=1))
     if HAS_D:
         value += tl.load(D + d, mask=inside, other=0.0) * x
     if HAS_Z:

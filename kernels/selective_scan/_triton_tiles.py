@@ -10,18 +10,29 @@ that tells complex from real is the decay and the two products below.
 
 import triton.language as tl
 
-from mamba_seq.kernels._triton_math import LN2, LOG2E, device_function, exp2, softplus, turn, unbiased_exp2
+from mamba_seq.kernels._triton_math import (
+    LN2,
+    LOG2E,
+    device_function,
+    exp2,
+    precise_softplus,
+    softplus,
+    turn,
+    unbiased_exp2,
+)
 
 LANES = tl.constexpr(32)
 
 
 @device_function
-def step_size(raw, SOFTPLUS: tl.constexpr):
+def step_size(raw, SOFTPLUS: tl.constexpr, PARTS: tl.constexpr):
     # raw is delta with its bias
-    if SOFTPLUS:
+    if not SOFTPLUS:
+        return raw
+    elif PARTS == 1:
         return softplus(raw)
     else:
-        return raw
+        return precise_softplus(raw)
 
 
 @device_function
@@ -210,11 +221,11 @@ def add_step(total, dt, PARTS: tl.constexpr):
 
 @device_function
 def decay_over(total, a2, PARTS: tl.constexpr):
-    # exp(A times a sum of step sizes)
-    over = decay(total[0], a2, PARTS)
+    # exp(A times a sum of step sizes); unbiased, for a state that hardly decays goes through many of them
     if PARTS == 1:
-        return over
+        return (unbiased_exp2(total[0] * a2[0]),)
     else:
+        over = decay(total[0], a2, PARTS)
         angle = total[1] * a2[1]
         return (over[0] - angle * over[1], over[1] + angle * over[0])
 

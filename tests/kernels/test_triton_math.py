@@ -1,4 +1,4 @@
-"""The functions that Triton kernels share: turns by large angles, and a multiply-add that rounds once."""
+"""The functions that Triton kernels share: turns by large angles, a precise softplus, a multiply-add rounded once."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mamba_seq.kernels._triton_math import fma, turn
+from mamba_seq.kernels._triton_math import fma, precise_softplus, turn
 from tests.kernels.compare import DEVICE
 
 SIZE = 4096
@@ -26,6 +26,12 @@ def fma_kernel(x, y, z, out, SIZE: tl.constexpr):  # type: ignore[no-untyped-def
     tl.store(out + at, fma(tl.load(x + at), tl.load(y + at), tl.load(z + at)))
 
 
+@triton.jit
+def softplus_kernel(x, out, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    at = tl.arange(0, SIZE)
+    tl.store(out + at, precise_softplus(tl.load(x + at)))
+
+
 def turned(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     x, y = x.to(DEVICE["triton"]), y.to(DEVICE["triton"])
     cosine, sine = torch.empty_like(x), torch.empty_like(x)
@@ -43,6 +49,22 @@ def test_turns_are_those_of_the_exact_product(largest: float) -> None:
     torch.testing.assert_close(cosine.double(), angle.cos(), rtol=0, atol=1e-6)
     torch.testing.assert_close(sine.double(), angle.sin(), rtol=0, atol=1e-6)
     assert ((sine.double() ** 2 + cosine.double() ** 2).sqrt() - 1).mean().abs() < 5e-9  # no drift of a state's size
+
+
+def test_softplus_to_the_last_place() -> None:
+    """Down to where exp(x) leaves the normal numbers: nothing of a small step is lost to 1 + exp(x)."""
+    x = torch.linspace(-87, 40, SIZE).to(DEVICE["triton"])
+    out = torch.empty_like(x)
+    softplus_kernel[(1,)](x, out, SIZE=SIZE)
+    wide = x.double()
+    exact = wide.clamp(min=0) + torch.log1p(torch.exp(-wide.abs()))
+    assert ((out.double() - exact) / exact).abs().max() < 2e-7
+    edges = torch.full((SIZE,), float("-inf"), device=x.device)
+    edges[:3] = torch.tensor([float("inf"), float("nan"), -200.0])
+    softplus_kernel[(1,)](edges, out, SIZE=SIZE)
+    assert out[0] == float("inf")
+    assert torch.isnan(out[1])
+    assert (out[2:] == 0).all()
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, in Triton's interpreter
