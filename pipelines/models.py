@@ -39,8 +39,6 @@ def load_model(spec: str, device: "torch.device | str") -> "SequenceClassifier":
             f"({_zoo(models_zoo.names())}), or use it from Python with mamba_seq.from_pretrained"
         )
     _check_input(spec, model.config)
-    if model.config.strand == "forward":
-        log.warning("model %r was trained on the given strand alone: say --strand forward", spec)
     return model
 
 
@@ -78,6 +76,23 @@ def _check_input(spec: str, config: "ModelConfig") -> None:
     else:
         return
     raise ModelError(f"model {spec!r} reads {reads}, expected {DNA.name!r}; choose another -m")
+
+
+def strands_of(spec: str, config: "ModelConfig", asked: str | None) -> str:
+    """Return which strands of DNA a model's answer is of: "both", averaged, or "forward", the given one.
+
+    Args:
+        spec: what `-m` said, for messages.
+        config: of the model.
+        asked: what `--strand` said; None leaves it to the model, and both if that says nothing.
+    """
+    if config.complement:
+        if asked == "forward":
+            log.warning("model %r reads both strands with the same weights, so --strand forward changes nothing", spec)
+        return "both"
+    if asked == "both" and config.strand == "forward":
+        log.warning("model %r was trained on the given strand alone, and --strand both averages over the other", spec)
+    return asked or config.strand or "both"
 
 
 def calibration_of(spec: str, config: "ModelConfig", novel: float | None = None) -> "Calibration | None":

@@ -27,9 +27,7 @@ def reading_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--strand",
             type=click.Choice(["both", "forward"]),
-            default="both",
-            show_default=True,
-            help="Average over both strands, or read the given one.",
+            help="Average over both strands, or read the given one. Default: as the model was trained, else both.",
         ),
         click.option("--context", metavar="N", type=_AT_LEAST_1, help="Bases of a window. Default: the model's."),
         click.option("--stride", metavar="N", type=_AT_LEAST_1, help="From window to window. Default: the context."),
