@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from mamba_seq.calibration import Calibration
     from mamba_seq.config import ModelConfig
-    from mamba_seq.heads import LanguageModel, SequenceClassifier
+    from mamba_seq.heads import LanguageModel, Model, SequenceClassifier
 
 log = logging.getLogger("mamba_seq.pipelines")
 
@@ -59,6 +59,20 @@ def load_language_model(spec: str, device: "torch.device | str") -> "LanguageMod
             f"model {spec!r} is a {kind}, expected a language-model without classes; choose another -m, or train one "
             "with a recipe of task: language-model"
         )
+    _check_input(spec, model.config)
+    return model
+
+
+def load_dna_model(spec: str, device: "torch.device | str") -> "Model":
+    """Load the model of any task that `-m` names and that reads DNA, in evaluation mode; see `load_model`.
+
+    Raises:
+        UnknownModelError: when there is no such model.
+        ModelError: when it cannot be read, or reads something else.
+    """
+    from mamba_seq.loading import from_pretrained
+
+    model = from_pretrained(locate_model(spec), device)
     _check_input(spec, model.config)
     return model
 
