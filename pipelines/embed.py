@@ -201,7 +201,7 @@ class Embedder:
                 self._check(record, path)
                 self._check_length(record.name, path, record.length)
                 if self._reader.both_strands:
-                    file.write(block)
+                    file.write(block.tobytes())
                 for at in range(0, len(block), size):
                     self._added += self._strands
                     yield block[at : at + size]

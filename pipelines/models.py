@@ -63,6 +63,25 @@ def load_language_model(spec: str, device: "torch.device | str") -> "LanguageMod
     return model
 
 
+def load_variant_model(spec: str, device: "torch.device | str") -> "LanguageModel | SequenceClassifier":
+    """Load the DNA classifier or language model that `-m` names, in evaluation mode; see `load_model`.
+
+    Raises:
+        UnknownModelError: when there is no such model.
+        ModelError: when it cannot be read, is of another task or alphabet, or wants to be told a class.
+    """
+    from mamba_seq.heads import LanguageModel, SequenceClassifier
+
+    model = load_dna_model(spec, device)
+    if isinstance(model, SequenceClassifier) or (isinstance(model, LanguageModel) and not model.config.labels):
+        return model
+    kind = model.config.task + (" of several classes" if isinstance(model, LanguageModel) else "")
+    raise ModelError(
+        f"model {spec!r} is a {kind}, expected a sequence-classification, or a language-model without classes; choose "
+        "another -m"
+    )
+
+
 def load_dna_model(spec: str, device: "torch.device | str") -> "Model":
     """Load the model of any task that `-m` names and that reads DNA, in evaluation mode; see `load_model`.
 
