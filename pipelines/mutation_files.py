@@ -125,7 +125,7 @@ def heatmap(sites: Sequence[list[Effect]], what: str, form: str) -> bytes:
         axis.title.set(fontsize=8, color="0.4")
         axis.ticklabel_format(axis="x", useOffset=False, style="plain")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.colorbar(image, ax=axis, label=f"change of the\n{what}", pad=0.01).ax.yaxis.label.set_fontsize(8)
+        figure.colorbar(image, ax=axis, label=f"change of the\n{what}", pad=0.01).ax.yaxis.label.set_fontsize(7)
         data = io.BytesIO()
         metadata: dict[str, Any] = {"Date": None} if form == "svg" else {"Software": None}
         figure.savefig(data, format=form, dpi=150, metadata=metadata)

@@ -1,4 +1,4 @@
-"""What variants change: a slow computation of the definition agrees, both strands are the same, and bad files are told."""
+"""What variants change: a slow computation of the definition agrees, both strands too; bad files are told."""
 
 import gzip
 import os
