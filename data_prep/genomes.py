@@ -31,6 +31,8 @@ SUFFIXES = (".fa", ".fasta", ".fna", ".ffn", ".fas")
 PACKED_SUFFIXES = ("", ".gz", ".bgz", ".bz2", ".xz", ".zst")
 BASES_PER_PACKED_BYTE = 4.5  # to foresee how much a compressed file will hold
 
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
+
 Cache = Literal["auto", "memory", "disk"]
 
 
@@ -85,7 +87,7 @@ class Genomes:
         folder = Path(index_folder) if index_folder is not None else _default_index_folder()
         for label, paths in files.items():
             for path in paths:
-                store: _Store = _MemoryStore(path) if cache == "memory" else _DiskStore(path, folder)
+                store: _Store = _MemoryStore(path) if cache == "memory" else IndexedFasta(path, folder)
                 _check_names(path, [name for name, _ in store.lengths])
                 for i, (name, length) in enumerate(store.lengths):
                     self.records.append(GenomeRecord(label, path.relative_to(self.root).as_posix(), name, length))
@@ -163,15 +165,23 @@ class _MemoryStore:
         return self._codes[record][start:end]
 
 
-class _DiskStore:
-    """A file with pyfaidx's indexes, opened once in every process: forked workers must not share a file position.
+class IndexedFasta:
+    """A plain or BGZF FASTA file, any stretch of which is read from disk by pyfaidx's indexes.
 
-    The bytes are read here: pyfaidx 0.9.2 fails for a stretch that begins where a BGZF block does.
+    It is opened once in every process: forked workers must not share a file position. The bytes are read here: pyfaidx
+    0.9.2 fails for a stretch that begins where a BGZF block does.
+
+    Args:
+        path: The file.
+        index_folder: Of its .fai and .gzi files; by default in the user's cache folder.
+
+    Raises:
+        DataError: The file cannot be read or indexed.
     """
 
-    def __init__(self, path: Path, index_folder: Path) -> None:
-        self._path = path
-        self._index_folder = index_folder
+    def __init__(self, path: str | os.PathLike[str], index_folder: Path | None = None) -> None:
+        self._path = Path(path)
+        self._index_folder = index_folder if index_folder is not None else _default_index_folder()
         self._open: tuple[int, Any] | None = None
         faidx = self._faidx()
         self._names = list(faidx.index)
@@ -180,14 +190,24 @@ class _DiskStore:
 
     @property
     def lengths(self) -> Sequence[tuple[str, int]]:
+        """Name and number of letters of every record, in the order of the file."""
         return [(name, entry.rlen) for name, entry in zip(self._names, self._index, strict=True)]
 
-    def fetch(self, record: int, start: int, end: int) -> Codes:
+    def letters(self, record: int, start: int, end: int) -> bytes:
+        """Letters (end - start,) as they stand in the file, of the record with this number; within it."""
         if start == end:
-            return np.empty(0, dtype=np.uint8)
+            return b""
         entry = self._index[record]
         first, last = (entry.offset + base // entry.lenc * entry.lenb + base % entry.lenc for base in (start, end - 1))
-        text = self._read(first, last + 1 - first).translate(DNA.table, b"\r\n")
+        return self._read(first, last + 1 - first).translate(None, b"\r\n")
+
+    def fetch(self, record: int, start: int, end: int) -> Codes:
+        """Token ids (end - start,) uint8 of the record with this number; within it.
+
+        Raises:
+            BadRecord: Letters that no DNA code has.
+        """
+        text = self.letters(record, start, end).translate(DNA.table)
         if INVALID in text:
             raise BadRecord(
                 f"{self._path}: record {self._names[record]!r} has letters that no DNA code has between {start + 1} "
@@ -250,6 +270,8 @@ def _check_random_access(path: Path) -> None:
     is_bgzf = head[:4] == b"\x1f\x8b\x08\x04" and head[12:16] == b"BC\x02\x00"
     is_plain = head[:1] in (b">", b";") or not head.strip()
     named_bgzf = path.name.lower().endswith((".gz", ".bgz"))
+    if not is_bgzf and not is_plain and not head.startswith(_COMPRESSED):
+        raise NotIndexable(f"{path} is no FASTA file, which is what can be read at random places; convert it to FASTA")
     if not is_bgzf and not is_plain:
         raise NotIndexable(
             f"{path} is compressed, but not with bgzip, so it cannot be read at random places; decompress it, or "

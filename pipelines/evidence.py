@@ -9,6 +9,7 @@ Letters: W windows of a batch, R = W x strands rows, L longest window.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ class WindowPool:
         model: tokens (R, L) and mask (R, L) to logits (R, labels).
         device: where the model is.
         batch_tokens: most tokens in one call of the model, padding and both strands counted; see `score`.
-        both_strands: average over each window and its reverse complement.
+        both_strands: average over each window and its reverse complement; an equivariant model does so by itself.
         on_batch: called after every batch.
     """
 
@@ -102,6 +103,7 @@ class WindowPool:
         self._model = model
         self._device = device
         self._both_strands = both_strands
+        self._strands = 2 if both_strands or is_equivariant(model) else 1
         self._on_batch = on_batch
         self._waiting: list[_Window] = []
         self._cost = 0
@@ -143,10 +145,6 @@ class WindowPool:
             if self._on_batch is not None:
                 self._on_batch()
 
-    @property
-    def _strands(self) -> int:
-        return 2 if self._both_strands else 1
-
     def _end_of_batch(self, waiting: "list[_Window]", start: int) -> int:
         """Return where the batch that begins at `start` ends; lengths fall from there on."""
         longest = len(waiting[start][1])
@@ -171,14 +169,18 @@ def score(
         model: tokens (R, L) and mask (R, L) to logits (R, labels); also with a state, for windows longer than a piece.
         windows: codes (L,) of each.
         device: where the model is.
-        both_strands: average over each window and its reverse complement.
+        both_strands: average over each window and its reverse complement; an equivariant model does so by itself.
         batch_tokens: most tokens in one call of the model, as long as a piece of a row is not below SHORTEST_PIECE.
 
     Raises:
         ScoringError: when the model gives NaN or infinity.
     """
     strands = list(windows)
-    if both_strands:
+    equivariant = is_equivariant(model)
+    # the model makes the other strands, but where a window goes through in pieces: those begin at its end
+    piece = max(SHORTEST_PIECE, batch_tokens // (len(windows) * (2 if both_strands or equivariant else 1)))
+    pooling = equivariant and max(map(len, windows)) > piece
+    if pooling or (both_strands and not equivariant):
         strands += [DNA.reverse_complement(window) for window in windows]
     lengths = np.array([len(strand) for strand in strands])
     longest = int(lengths.max())
@@ -191,15 +193,20 @@ def score(
         # the narrow type travels, the wide one is made where it is used
         inputs = torch.from_numpy(tokens).to(device)
         mask = None if real.all() else torch.from_numpy(real).to(device)
-        piece = max(SHORTEST_PIECE, batch_tokens // len(strands))
-        logits = _in_pieces(model, inputs, mask, piece).float().cpu().double()
+        read = _pooled_in_pieces if pooling else _in_pieces
+        logits = read(model, inputs, mask, piece).float().cpu().double()
     if not torch.isfinite(logits).all():
         raise ScoringError(
             "the model gave a score that is not a number: its weights are damaged, or their values leave the range of "
             "this precision; try --device cpu, and another -m"
         )
     log_probabilities = torch.log_softmax(logits, dim=-1).numpy()
-    return log_probabilities.reshape(len(strands) // len(windows), len(windows), -1).mean(axis=0)
+    return log_probabilities.reshape(-1, len(windows), log_probabilities.shape[-1]).mean(axis=0)
+
+
+def is_equivariant(model: nn.Module) -> bool:
+    """Say whether a model reads both strands of what it is given by itself (`ModelConfig.complement`)."""
+    return bool(getattr(getattr(model, "config", None), "complement", None))
 
 
 def _in_pieces(model: nn.Module, tokens: Tensor, mask: Tensor | None, piece: int) -> Tensor:
@@ -212,3 +219,13 @@ def _in_pieces(model: nn.Module, tokens: Tensor, mask: Tensor | None, piece: int
         logits, state = model(tokens[:, start : start + piece].long(), mask=real, state=state, return_state=True)
     assert logits is not None
     return logits
+
+
+def _pooled_in_pieces(model: Any, tokens: Tensor, mask: Tensor | None, piece: int) -> Tensor:
+    """Do the same (W, labels) for an equivariant model, the rows being the windows and then their other strands."""
+    state = None
+    for start in range(0, tokens.shape[1], piece):
+        real = None if mask is None else mask[:, start : start + piece]
+        how = model.config.pooling
+        pooled, state = model.pool(tokens[:, start : start + piece].long(), how, real, state, return_state=True)
+    return model.outputs(pooled)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from mamba_seq.calibration import Calibration
     from mamba_seq.config import ModelConfig
-    from mamba_seq.heads import LanguageModel, SequenceClassifier
+    from mamba_seq.heads import LanguageModel, Model, SequenceClassifier
 
 log = logging.getLogger("mamba_seq.pipelines")
 
@@ -39,8 +39,6 @@ def load_model(spec: str, device: "torch.device | str") -> "SequenceClassifier":
             f"({_zoo(models_zoo.names())}), or use it from Python with mamba_seq.from_pretrained"
         )
     _check_input(spec, model.config)
-    if model.config.strand == "forward":
-        log.warning("model %r was trained on the given strand alone: say --strand forward", spec)
     return model
 
 
@@ -65,6 +63,39 @@ def load_language_model(spec: str, device: "torch.device | str") -> "LanguageMod
     return model
 
 
+def load_variant_model(spec: str, device: "torch.device | str") -> "LanguageModel | SequenceClassifier":
+    """Load the DNA classifier or language model that `-m` names, in evaluation mode; see `load_model`.
+
+    Raises:
+        UnknownModelError: when there is no such model.
+        ModelError: when it cannot be read, is of another task or alphabet, or wants to be told a class.
+    """
+    from mamba_seq.heads import LanguageModel, SequenceClassifier
+
+    model = load_dna_model(spec, device)
+    if isinstance(model, SequenceClassifier) or (isinstance(model, LanguageModel) and not model.config.labels):
+        return model
+    kind = model.config.task + (" of several classes" if isinstance(model, LanguageModel) else "")
+    raise ModelError(
+        f"model {spec!r} is a {kind}, expected a sequence-classification, or a language-model without classes; choose "
+        "another -m"
+    )
+
+
+def load_dna_model(spec: str, device: "torch.device | str") -> "Model":
+    """Load the model of any task that `-m` names and that reads DNA, in evaluation mode; see `load_model`.
+
+    Raises:
+        UnknownModelError: when there is no such model.
+        ModelError: when it cannot be read, or reads something else.
+    """
+    from mamba_seq.loading import from_pretrained
+
+    model = from_pretrained(locate_model(spec), device)
+    _check_input(spec, model.config)
+    return model
+
+
 def _check_input(spec: str, config: "ModelConfig") -> None:
     """Refuse a model whose input is not the tokens of DNA."""
     from mamba_seq.data_prep.alphabet import DNA
@@ -78,6 +109,23 @@ def _check_input(spec: str, config: "ModelConfig") -> None:
     else:
         return
     raise ModelError(f"model {spec!r} reads {reads}, expected {DNA.name!r}; choose another -m")
+
+
+def strands_of(spec: str, config: "ModelConfig", asked: str | None) -> str:
+    """Return which strands of DNA a model's answer is of: "both", averaged, or "forward", the given one.
+
+    Args:
+        spec: what `-m` said, for messages.
+        config: of the model.
+        asked: what `--strand` said; None leaves it to the model, and both if that says nothing.
+    """
+    if config.complement:
+        if asked == "forward":
+            log.warning("model %r reads both strands with the same weights, so --strand forward changes nothing", spec)
+        return "both"
+    if asked == "both" and config.strand == "forward":
+        log.warning("model %r was trained on the given strand alone, and --strand both averages over the other", spec)
+    return asked or config.strand or "both"
 
 
 def calibration_of(spec: str, config: "ModelConfig", novel: float | None = None) -> "Calibration | None":

@@ -3,7 +3,7 @@
 Shapes: B batch, L length, F numbers at a position, S packed sequences.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,20 @@ from torch import Tensor, nn
 from mamba_seq.backbone import Backbone
 from mamba_seq.config import BackboneConfig, ModelConfig, SaShiMiConfig
 from mamba_seq.heads.embedding import SinusoidalEmbedding
+from mamba_seq.heads.pooling import Pooled, gather
 from mamba_seq.padding import check_layout
 from mamba_seq.sashimi import SaShiMi
 from mamba_seq.saving import SavedModel
 
 State = Any
 """What a backbone remembers of a batch of sequences: a `BackboneState`, or a `SaShiMiState` if it is a SaShiMi."""
+
+
+class SequenceState(NamedTuple):
+    """What is remembered of sequences so far whose positions are pooled."""
+
+    backbone: State
+    pooled: Pooled
 
 
 class Model(nn.Module, SavedModel):
@@ -85,6 +93,56 @@ class Model(nn.Module, SavedModel):
         """Turn one position of each sequence, tokens (B,) or numbers (B, F), into vectors (B, d_model)."""
         self._check_input(inputs, "B")
         return self._embed(inputs)
+
+    def backbone_inputs(
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        before: Tensor | None = None,
+    ) -> Tensor:
+        """Return what the backbone reads for an input, (B, L, d_model); see `embed`.
+
+        Args:
+            inputs: as of `embed`.
+            mask: as of `embed`.
+            cu_seqlens: as of `embed`.
+            before: positions of each sequence that earlier chunks held, (B,) or (S,) int64.
+        """
+        return self.embed(inputs, mask, cu_seqlens)
+
+    def pool(
+        self,
+        inputs: Tensor,
+        how: str,
+        mask: Tensor | None = None,
+        state: SequenceState | None = None,
+        return_state: bool = False,
+        cu_seqlens: Tensor | None = None,
+    ) -> tuple[Pooled, SequenceState | None]:
+        """Gather the backbone's outputs over the positions of each sequence, or over those of a further chunk too.
+
+        Every row is read as it is: of a model with a `complement`, the other strand is a row of its own here.
+
+        Args:
+            inputs: tokens (B, L) or numbers (B, L, F); any value where the mask is false.
+            how: "mean", "last" or "max"; `mamba_seq.heads.pooling.finish` makes the vectors (B or S, d_model).
+            mask: bool (B, L), true at real positions.
+            state: what was remembered of the sequences' earlier chunks.
+            return_state: also return what to remember; else None.
+            cu_seqlens: boundaries (S+1,) int32 of S sequences packed with B = 1.
+
+        Raises:
+            ValueError: for inputs, a mask, boundaries or a state that do not fit.
+        """
+        before = None if state is None else state.pooled
+        hidden = self.backbone_inputs(inputs, mask, cu_seqlens, None if before is None else before.length)
+        if not return_state and state is None:
+            return gather(self.backbone(hidden, mask, cu_seqlens=cu_seqlens), how, mask, cu_seqlens), None
+        carried = None if state is None else state.backbone
+        out, new_state = self.backbone(hidden, mask, carried, return_state=True, cu_seqlens=cu_seqlens)
+        pooled = gather(out, how, mask, cu_seqlens, before)
+        return pooled, SequenceState(new_state, pooled) if return_state else None
 
     def _embed(self, inputs: Tensor) -> Tensor:
         # under autocast the linear map chooses its own type

@@ -7,23 +7,14 @@ pooled vectors of the two strands of a sequence are put together, so that it doe
 a reverse strand begins with is known at a sequence's end only: such a model reads whole sequences, not chunks.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from mamba_seq.config import ModelConfig
 from mamba_seq.heads import losses
-from mamba_seq.heads.base import Model, State
+from mamba_seq.heads.base import Model, SequenceState
 from mamba_seq.heads.pooling import Pooled, finish, gather, nothing
 from mamba_seq.padding import at_least_float32, check_layout
-
-
-class SequenceState(NamedTuple):
-    """What is remembered of sequences so far."""
-
-    backbone: State
-    pooled: Pooled
 
 
 class SequenceModel(Model):
@@ -67,17 +58,20 @@ class SequenceModel(Model):
         if self.config.complement and (return_state or state is not None):
             raise self._needs_whole_sequences()
         inputs, mask, cu_seqlens = self.strands(inputs, mask, cu_seqlens)
+        pooled, new_state = self.pool(inputs, self.config.pooling, mask, state, return_state, cu_seqlens)
+        outputs = self.outputs(pooled)
+        return outputs if new_state is None else (outputs, new_state)
+
+    def backbone_inputs(
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        before: Tensor | None = None,
+    ) -> Tensor:
+        """Return embedded inputs (B, L, d_model), the vectors of their positions added if the model has any."""
         hidden = self.embed(inputs, mask, cu_seqlens)
-        if self.position is not None:
-            before = None if state is None else state.pooled.length
-            hidden = hidden + self._positions(inputs, mask, cu_seqlens, before)
-        if not return_state and state is None:
-            return self.read(self.backbone(hidden, mask, cu_seqlens=cu_seqlens), mask, cu_seqlens)
-        carried, so_far = (None, None) if state is None else state
-        out, backbone_state = self.backbone(hidden, mask, carried, return_state=True, cu_seqlens=cu_seqlens)
-        pooled = gather(out, self.config.pooling, mask, cu_seqlens, so_far)
-        outputs = self._outputs(pooled)
-        return (outputs, SequenceState(backbone_state, pooled)) if return_state else outputs
+        return hidden if self.position is None else hidden + self._positions(inputs, mask, cu_seqlens, before)
 
     def strands(
         self, inputs: Tensor, mask: Tensor | None = None, cu_seqlens: Tensor | None = None
@@ -117,7 +111,7 @@ class SequenceModel(Model):
 
         With a complement they are those of `strands`, (2 B, L, d_model) or packed, and so are mask and boundaries.
         """
-        return self._outputs(gather(out, self.config.pooling, mask, cu_seqlens))
+        return self.outputs(gather(out, self.config.pooling, mask, cu_seqlens))
 
     @torch.no_grad()
     def step(self, inputs: Tensor, state: SequenceState) -> tuple[Tensor, SequenceState]:
@@ -138,7 +132,7 @@ class SequenceModel(Model):
             hidden = hidden + self._position_vectors(state.pooled.length)
         out = self.backbone.step(hidden, state.backbone)
         pooled = gather(out[:, None], self.config.pooling, before=state.pooled)
-        return self._outputs(pooled), SequenceState(state.backbone, pooled)
+        return self.outputs(pooled), SequenceState(state.backbone, pooled)
 
     def allocate_state(self, batch: int) -> SequenceState:
         """Return the state of `batch` sequences before their first position."""
@@ -169,8 +163,11 @@ class SequenceModel(Model):
         vectors: Tensor = self.position(at)
         return vectors
 
-    def _outputs(self, pooled: Pooled) -> Tensor:
-        """Turn pooled vectors into outputs; in float32, as the average of a million positions needs."""
+    def outputs(self, pooled: Pooled) -> Tensor:
+        """Turn pooled positions, with a complement those of `strands`, into outputs (B or S, labels).
+
+        In float32, as the average of a million positions needs.
+        """
         vector = finish(pooled, self.config.pooling)
         if self.config.complement:
             both = vector.unflatten(0, (2, -1))

@@ -16,6 +16,8 @@ SUBCOMMANDS = {
     "predict": "mamba_seq.pipelines.cli.predict:predict",
     "evaluate": "mamba_seq.pipelines.cli.evaluate:evaluate",
     "score": "mamba_seq.pipelines.cli.score:score",
+    "embed": "mamba_seq.pipelines.cli.embed:embed",
+    "mutate": "mamba_seq.pipelines.cli.mutate:mutate",
     "calibrate": "mamba_seq.pipelines.cli.calibrate:calibrate",
     "train": "mamba_seq.pipelines.cli.train:train",
     "zoo": "mamba_seq.pipelines.cli.zoo:zoo",

@@ -21,16 +21,19 @@ def model_option(function: Callable[..., None]) -> Callable[..., None]:
     )(function)
 
 
+def strand_option(function: Callable[..., None]) -> Callable[..., None]:
+    """Add `--strand`, None unless it is given: `mamba_seq.pipelines.models.strands_of` says what that means."""
+    return click.option(
+        "--strand",
+        type=click.Choice(["both", "forward"]),
+        help="Average over both strands, or read the given one. Default: as the model was trained, else both.",
+    )(function)
+
+
 def reading_options(function: Callable[..., None]) -> Callable[..., None]:
     """Add what decides how a sequence is read: strand, context, stride, max_windows and batch_tokens."""
     options: list[Any] = [
-        click.option(
-            "--strand",
-            type=click.Choice(["both", "forward"]),
-            default="both",
-            show_default=True,
-            help="Average over both strands, or read the given one.",
-        ),
+        strand_option,
         click.option("--context", metavar="N", type=_AT_LEAST_1, help="Bases of a window. Default: the model's."),
         click.option("--stride", metavar="N", type=_AT_LEAST_1, help="From window to window. Default: the context."),
         click.option(

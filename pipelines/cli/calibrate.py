@@ -31,7 +31,7 @@ def calibrate(
     lengths: tuple[int, ...] | None,
     per_class: int,
     splits: str | None,
-    strand: str,
+    strand: str | None,
     context: int | None,
     stride: int | None,
     max_windows: int,
@@ -60,7 +60,7 @@ def calibrate(
         context=window_length(context, model, loaded.config.context),
         stride=stride,
         max_windows=max_windows,
-        both_strands=strand == "both",
+        both_strands=models.strands_of(model, loaded.config, strand) == "both",
         batch_tokens=batch_tokens,
     )
     found: list[Predictions] = []

@@ -47,7 +47,7 @@ def evaluate(
     splits: str | None,
     novel: float | None,
     unknown: str | None,
-    strand: str,
+    strand: str | None,
     context: int | None,
     stride: int | None,
     max_windows: int,
@@ -88,7 +88,7 @@ def evaluate(
         context=window_length(context, model, loaded.config.context),
         stride=stride,
         max_windows=max_windows,
-        both_strands=strand == "both",
+        both_strands=models.strands_of(model, loaded.config, strand) == "both",
         batch_tokens=batch_tokens,
     )
     seed = settings.seed or 0
@@ -103,7 +103,7 @@ def evaluate(
             if strangers is not None:
                 missed += evaluate_unknown(loaded, labels, strangers, [length], reading, **how)
     about: dict[str, Any] = {"model": model, "data": data, "splits": splits, "seed": seed, "context": reading.context}
-    about |= {"strand": strand, "novel": novel}
+    about |= {"strand": "both" if reading.both_strands else "forward", "novel": novel}
     text = to_tsv(results, labels, missed) if format_ == "tsv" else to_json(results, labels, about, missed)
     with open_output(output) as sink:
         sink.write(text.encode())
@@ -115,7 +115,7 @@ def _evaluate_records(
     model: str,
     output: str,
     format_: str,
-    strand: str,
+    strand: str | None,
     batch_tokens: int | None,
     only: str | None,
     options: dict[str, Any],
@@ -135,9 +135,7 @@ def _evaluate_records(
     config = data_config(options)
     device = start(settings.device, settings.threads, settings.seed)
     loaded = from_pretrained(locate_model(model), device)
-    given = click.get_current_context().get_parameter_source("strand")
-    asked = strand if given is not None and given.name == "COMMANDLINE" else None
-    found = Predicted(loaded, data, config, device, batch_tokens or 1 << 16, asked)
+    found = Predicted(loaded, data, config, device, batch_tokens or 1 << 16, strand)
     table, examples = found.measured(split, settings.seed or 0)
     if format_ == "json":
         about = {"model": model, "data": data, "split": split, "task": loaded.config.task, "examples": examples}

@@ -53,6 +53,31 @@ def test_whole_is_chunked_is_padded(device: str, length: int, piece: int, poolin
         torch.testing.assert_close(model(batch, mask)[:1], whole, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+@torch.no_grad()
+def test_a_million_positions_on_a_cpu(pooling: str) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        task="sequence-classification",
+        labels=["a", "b", "c"],
+        vocab_size=5,
+        backbone=MambaConfig(d_model=4, n_layer=1, d_state=4),
+        pooling=pooling,  # type: ignore[arg-type]
+    )
+    model = SequenceClassifier(config).train()
+    torch.nn.init.normal_(model.embedding.weight)
+    tokens = torch.randint(0, 5, (1, 1 << 20))
+    whole, state = model(tokens), None
+    for chunk in tokens.split(1 << 16, dim=1):
+        chunked, state = model(chunk, state=state, return_state=True)
+    torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-4)
+    mask = torch.ones(2, 1 << 20, dtype=torch.bool)
+    mask[1, 1000:] = False
+    padded = model(tokens.expand(2, -1), mask)
+    torch.testing.assert_close(padded[:1], whole, rtol=0, atol=1e-4)
+    torch.testing.assert_close(padded[1:], model(tokens[:, :1000]), rtol=0, atol=1e-4)
+
+
 def needle_model() -> SequenceClassifier:
     """Keep in two channels which of two tokens came, and let a third, the filler, change nothing: its step is 2e-9."""
     backbone = MambaConfig(d_model=4, n_layer=1, d_state=1, conv_bias=True)
@@ -80,7 +105,9 @@ def needle_model() -> SequenceClassifier:
     return model
 
 
-@pytest.mark.parametrize(("device", "length", "piece"), LONG)
+@pytest.mark.parametrize(
+    ("device", "length", "piece"), [pytest.param("cpu", 1 << 20, 1 << 16, id="2^20 on a CPU"), LONG[1]]
+)
 def test_a_needle_at_the_start_decides_at_the_end(device: str, length: int, piece: int) -> None:
     model = needle_model().to(device)
     tokens = torch.zeros(2, length, dtype=torch.long, device=device)

@@ -34,6 +34,8 @@ class FakeClassifier(nn.Module):
             context=CONTEXT,
             alphabet="dna",
             calibration=None,
+            strand=None,
+            complement=[],
             taxonomy=TAXONOMY,
         )
         self.delay = delay

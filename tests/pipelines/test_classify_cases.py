@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -349,6 +350,43 @@ def test_memory_does_not_grow_with_the_file(
     tracemalloc.stop()
     assert rows == count
     assert peak < 12e6
+
+
+def test_memory_does_not_grow_with_a_pipe(fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+
+    def feed() -> None:
+        with os.fdopen(writer, "wb") as pipe:
+            pipe.write(b">r\n")
+            for _ in range(30):
+                pipe.write(b"ACGTC" * 200_000)
+
+    settings = Options(context=64, stride=64, batch_tokens=4096)
+    classifier = Classifier(fake, fake.config.labels, torch.device("cpu"), settings)
+    thread = threading.Thread(target=feed)
+    with os.fdopen(reader) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        tracemalloc.start()
+        thread.start()
+        rows = list(classifier.rows(["-"]))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    thread.join()
+    assert [(row.record, row.length) for row in rows] == [("r", 30_000_000)]
+    assert classifier.summary.done is None  # nobody knows how much a pipe holds
+    assert peak < 12e6
+
+
+def test_a_thousand_files(run: Any, tmp_path: Path) -> None:
+    files = [tmp_path / f"{i:04}.fa" for i in range(1000)]
+    for i, file in enumerate(files):
+        file.write_text(f">r{i}\n{'ACGTC' * (1 + i % 30)}\n")
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    result = run("classify", *files)
+    assert result.code == 0, result.err
+    assert [(row[0], int(row[1])) for row in result.rows] == [(f"r{i}", 5 * (1 + i % 30)) for i in range(1000)]
+    if before:
+        assert len(os.listdir("/proc/self/fd")) <= before + 5
 
 
 @pytest.mark.parametrize(

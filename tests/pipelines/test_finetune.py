@@ -215,11 +215,17 @@ def test_a_folder_a_class_is_evaluated_record_by_record(whole: Path, run: Run, t
     assert json.loads(found.out)["examples"] == 4
 
 
-def test_classify_warns_of_a_model_of_one_strand(whole: Path, run: Run, tmp_path: Path) -> None:
-    (tmp_path / "a.fa").write_text(">a\nATTATATTAATA\n")
-    done = run("classify", tmp_path / "a.fa", "-m", whole / "run" / "model")
-    assert done.code == 0, done.err
-    assert "was trained on the given strand alone: say --strand forward" in done.err
+def test_classify_reads_the_strand_that_the_model_was_trained_on(whole: Path, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.fa").write_text(">a\nATTATATTAATACCA\n")
+    words = "was trained on the given strand alone"
+    default, forward, both = (
+        run("classify", tmp_path / "a.fa", "-m", whole / "run" / "model", *strand)
+        for strand in ([], ["--strand", "forward"], ["--strand", "both"])
+    )
+    assert default.code == 0, default.err
+    assert default.out == forward.out != both.out
+    assert words not in default.err + forward.err
+    assert words in both.err
 
 
 def test_examples_that_cannot_be_used_are_left_out_and_told(recipe: str, run: Run, tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """Likelihood tracks: each base given those before it, the same however a record goes through the model."""
 
 import gzip
+import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +111,21 @@ def test_a_big_wig_is_the_bed_graph(run: Run, model: Path, fasta: Path, tmp_path
         assert track.chroms() == {name: n for name, n in LENGTHS.items() if n}
         for name, length in track.chroms().items():
             np.testing.assert_allclose(track.values(name, 0, length), bed[name], rtol=0, atol=2e-4)
+
+
+@pytest.mark.skipif(shutil.which("bedtools") is None, reason="bedtools is not installed")
+def test_bedtools_reads_the_bed_graph(
+    run: Run, model: Path, fasta: Path, texts: dict[str, str], tmp_path: Path
+) -> None:
+    assert run("score", fasta, "-m", model, "-o", tmp_path / "t.bedgraph").code == 0
+    merged = subprocess.run(
+        ["bedtools", "merge", "-i", tmp_path / "t.bedgraph"], capture_output=True, text=True, check=True
+    )
+    assert merged.stderr == ""
+    known = [
+        f"{name}\t{run.start()}\t{run.end()}" for name, text in texts.items() for run in re.finditer("[^N]+", text)
+    ]
+    assert merged.stdout.splitlines() == known
 
 
 def test_a_table_has_a_row_a_record(run: Run, model: Path, fasta: Path, texts: dict[str, str], tmp_path: Path) -> None:

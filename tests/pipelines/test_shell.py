@@ -21,7 +21,8 @@ from mamba_seq.pipelines.cli import _failures, _shell
 from mamba_seq.pipelines.cli._shell import Settings
 
 COMMANDS = [
-    *["classify", "finetune", "predict", "evaluate", "score", "calibrate", "train", "zoo", "convert", "info", "bench"],
+    *["classify", "finetune", "predict", "evaluate", "score", "embed", "mutate", "calibrate", "train", "zoo"],
+    *["convert", "info", "bench"],
 ]
 COMMON = ["--quiet", "--verbose", "--seed", "--device", "--threads", "--debug", "--version", "--help"]
 READING = ["--strand", "--context", "--stride", "--max-windows", "--batch-tokens"]
@@ -54,6 +55,13 @@ OPTIONS = {
         *DATA,
     ],
     ("score",): ["--model", "--output", "--format", "--strand", "--context", "--batch-tokens"],
+    ("embed",): [
+        *["--model", "--output", "--window", "--stride", "--pooling", "--layer", "--strand", "--batch-tokens"],
+    ],
+    ("mutate",): [
+        *["--model", "--region", "--vcf", "--output", "--vcf-out", "--info", "--picture", "--label", "--score"],
+        *["--strand", "--context", "--on-mismatch", "--batch-tokens"],
+    ],
     ("calibrate",): ["--model", "--output", "--lengths", "--per-class", "--splits", *READING],
     ("train",): ["--output", "--force", "--max-minutes", "--checkpoint-mib"],
     ("zoo",): [],
@@ -98,7 +106,7 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys\n"
         "from mamba_seq.pipelines.cli import main\n"
         "for words in ('--help', 'classify --help', 'train --help', 'evaluate --help', 'zoo', 'x', 'info --bad', "
-        "'bench --help', 'finetune --help', 'predict --help'):\n"
+        "'bench --help', 'finetune --help', 'predict --help', 'embed --help', 'mutate --help'):\n"
         "    main(words.split())\n"
         "heavy = {'torch', 'numpy', 'numba', 'triton', 'lightning', 'jsonargparse', 'rich', 'Bio', 'huggingface_hub'}\n"
         "sys.exit(str(sorted(heavy & set(sys.modules))) if heavy & set(sys.modules) else 0)\n"
