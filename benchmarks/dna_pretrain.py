@@ -11,7 +11,8 @@ its fused block (`mamba_inner_fn`, with the product in front of it as its module
 embedding, loss and optimiser are ours. It runs where its extensions `selective_scan_cuda` and `causal_conv1d_cuda` are
 installed. Where a step does not fit into memory it goes through in halves, quarters and so on, down to a window.
 
-First the loss and every gradient of two small models are compared. Rows go to results/dna_pretrain_<gpu>.csv: medians of `steps`, with minimum and maximum, in milliseconds; `ratio` is our tokens a second over the peer's in the same
+First the loss and every gradient of two small models are compared. Rows go to results/dna_pretrain_<gpu>.csv:
+medians of `steps`, with minimum and maximum, in milliseconds; `ratio` is our tokens a second over the peer's in this
 run, `per_token_2_15` our time a token over that at 32,768, and `peak_gb` 1e9 bytes allocated at most.
 """
 

@@ -9,7 +9,10 @@ import torch
 
 from mamba_seq import ModelError, UnknownModelError, from_pretrained, models_zoo
 from mamba_seq.config import MambaConfig, ModelConfig
+from mamba_seq.data_prep.dna import GenomeData
+from mamba_seq.data_prep.errors import TooFewData
 from mamba_seq.heads import MODELS, LanguageModel, SequenceClassifier
+from mamba_seq.pipelines.train.recipe import read_recipe
 from mamba_seq.pipelines.train.run import main
 from mamba_seq.pipelines.train.starting import begin_with, described, starting_weights
 
@@ -144,3 +147,20 @@ def test_a_zoo_name_is_what_the_card_says(
     assert said == "the language model `mamba-dna-lm.tiny`: its embedding and blocks; a new head"
     assert described("mamba-dna-lm.tiny", "language-model") == "an earlier run's weights (`mamba-dna-lm.tiny`)"
     assert described(None, "language-model") is None
+
+
+def test_classes_and_lengths_of_validation_windows_are_chosen(recipe: str, tmp_path: Path) -> None:
+    fields, _ = read_recipe(Path(recipe), ["--data.validation_lengths=[16]", "--data.lengths=[32,2000]"])
+    data = GenomeData(fields.data)
+    data.setup()
+    loaders = data.val_dataloader()  # validation regions of 150 bases, and no window of 2,000 asked of them
+    assert [next(iter(loader))[0].shape[1] for loader in loaders] == [16]
+    (tmp_path / "genomes" / "three").mkdir()
+    (tmp_path / "genomes" / "three" / "g.fa").write_text(">r\n" + "ACGT" * 500 + "\n")
+    fields.data.labels = ["two", "three"]
+    chosen = GenomeData(fields.data)
+    chosen.setup()
+    assert chosen.labels == ["three", "two"]
+    fields.data.labels = ["two", "four"]
+    with pytest.raises(TooFewData, match=r"no class folder 'four'; it has one, three, two"):
+        GenomeData(fields.data).setup()
