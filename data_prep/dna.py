@@ -30,6 +30,8 @@ class GenomeDataConfig:
 
     root: str
     """Folder with a folder of FASTA files for each class; the folder's name is the label."""
+    labels: list[str] | None = None
+    """The class folders to read, in test_root too; all by default."""
     lengths: list[int] = field(default_factory=lambda: [1024, 8192])
     """Lengths of the training windows, in bases; every batch has one of them."""
     length_weights: list[float] | None = None
@@ -76,6 +78,9 @@ class GenomeDataConfig:
     by heart."""
     validation_windows: int = 40
     """Validation windows a class, of each length."""
+    validation_lengths: list[int] | None = None
+    """Lengths of the validation windows, in bases; those of the training windows by default. Regions held out for
+    validation must have room for them."""
     test_windows: int = 100
     """Test windows a class, of each length."""
     workers: int = 0
@@ -115,11 +120,13 @@ class GenomeData(L.LightningDataModule):
         if self._genomes is not None:
             return
         config = self.config
-        genomes = Genomes(config.root, config.cache, config.cache_gb, config.index_folder)
+        genomes = Genomes(config.root, config.cache, config.cache_gb, config.index_folder, config.labels)
         splits = self._split(genomes)
         splits.check_against(genomes.records)
         if config.test_root is not None:
-            self._test_genomes = Genomes(config.test_root, config.cache, config.cache_gb, config.index_folder)
+            self._test_genomes = Genomes(
+                config.test_root, config.cache, config.cache_gb, config.index_folder, config.labels
+            )
             self._check_test_genomes(genomes, splits)
         self._genomes, self._splits = genomes, splits
 
@@ -200,15 +207,16 @@ class GenomeData(L.LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """A loader of validation windows for each length."""
-        return self._loaders("validation", self.config.validation_windows)
+        lengths = self.config.lengths if self.config.validation_lengths is None else self.config.validation_lengths
+        return self._loaders("validation", self.config.validation_windows, lengths)
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """A loader of test windows for each length."""
-        return self._loaders("test", self.config.test_windows)
+        return self._loaders("test", self.config.test_windows, self.config.lengths)
 
-    def _loaders(self, split: Split, per_class: int) -> list[DataLoader[Any]]:
-        lengths = sorted(set(self.config.lengths))
-        return [self.evaluation_loader(self.evaluation_windows(split, length, per_class)) for length in lengths]
+    def _loaders(self, split: Split, per_class: int, lengths: list[int]) -> list[DataLoader[Any]]:
+        chosen = sorted(set(lengths))
+        return [self.evaluation_loader(self.evaluation_windows(split, length, per_class)) for length in chosen]
 
     def _check_test_genomes(self, genomes: Genomes, splits: Splits) -> None:
         """Refuse test genomes of other classes, and a second test beside them."""

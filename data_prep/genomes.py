@@ -62,6 +62,7 @@ class Genomes:
         cache_gb: The most gigabytes (1e9 bases) that "auto" reads into memory.
         index_folder: Where pyfaidx keeps its .fai and .gzi files; by default the user's cache folder. Nothing is
             written into the data folder.
+        labels: The class folders to read; all by default.
 
     Raises:
         DataError: The folder is missing or has no class, a class has no file, a file cannot be read.
@@ -73,9 +74,10 @@ class Genomes:
         cache: Cache = "auto",
         cache_gb: float = 2.0,
         index_folder: str | os.PathLike[str] | None = None,
+        labels: Sequence[str] | None = None,
     ) -> None:
         self.root = Path(root)
-        files = genome_files(self.root)
+        files = genome_files(self.root, labels)
         if cache == "auto":
             expected = sum(_expected_bases(path) for paths in files.values() for path in paths)
             cache = "memory" if expected <= cache_gb * 1e9 else "disk"
@@ -108,17 +110,22 @@ class Genomes:
         return store.fetch(i, start, end)
 
 
-def genome_files(root: Path) -> dict[str, list[Path]]:
-    """The FASTA files of every class under `root`: labels sorted, files sorted.
+def genome_files(root: Path, labels: Sequence[str] | None = None) -> dict[str, list[Path]]:
+    """The FASTA files of every class under `root`, or of some: labels sorted, files sorted.
 
     Raises:
         UnreadableFile: No such folder.
-        TooFewData: No class folder, or one without FASTA files.
+        TooFewData: No class folder, none of a label, or one without FASTA files.
     """
     if not root.is_dir():
         raise UnreadableFile(f"{root} is no folder; a folder with one folder of FASTA files a class was expected")
     suffixes = tuple(suffix + packed for suffix in SUFFIXES for packed in PACKED_SUFFIXES)
     classes = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if labels is not None:
+        names = [folder.name for folder in classes]
+        if missing := [label for label in labels if label not in names]:
+            raise TooFewData(f"{root} has no class folder {missing[0]!r}; it has {', '.join(names) or 'none'}")
+        classes = [folder for folder in classes if folder.name in labels]
     files = {
         folder.name: sorted(path for path in folder.iterdir() if path.name.lower().endswith(suffixes))
         for folder in classes

@@ -27,6 +27,7 @@ from mamba_seq.pipelines.train.audio_recipe import AudioRecipe
 from mamba_seq.pipelines.train.card import AUDIO_CARD, render_card
 from mamba_seq.pipelines.train.finish import hardware, kept, versions
 from mamba_seq.pipelines.train.folder import BASELINE, CURVES, EVALUATION, MODEL, RECIPE, SPLITS, STAGING
+from mamba_seq.pipelines.train.starting import described
 
 log = logging.getLogger("mamba_seq.train")
 
@@ -123,7 +124,7 @@ def make_record(
         "model": dataclasses.asdict(recipe.model),
         "optim": dataclasses.asdict(recipe.optim),
         "steps": steps,
-        "start_from": recipe.start_from,
+        "start_from": described(recipe.start_from, "language-model"),
         "batch_size": recipe.data.batch_size,
         "seed": recipe.seed,
         "data_seed": recipe.data.seed,

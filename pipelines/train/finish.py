@@ -32,6 +32,7 @@ from mamba_seq.pipelines.train.card import render_card
 from mamba_seq.pipelines.train.folder import BASELINE, CALIBRATION, CURVES, EVALUATION, MODEL, RECIPE, SPLITS, STAGING
 from mamba_seq.pipelines.train.plots import plot_confusion
 from mamba_seq.pipelines.train.recipe import Recipe
+from mamba_seq.pipelines.train.starting import described
 from mamba_seq.saving import CONFIG_FILE, write_whole
 
 log = logging.getLogger("mamba_seq.train")
@@ -184,7 +185,7 @@ def make_record(
         "optim": dataclasses.asdict(recipe.optim),
         "steps": steps,
         "max_windows": recipe.evaluation.max_windows,
-        "start_from": recipe.start_from,
+        "start_from": described(recipe.start_from, "sequence-classification"),
         "batch_tokens": recipe.data.batch_tokens,
         "mutation_fraction": recipe.data.mutation_fraction,
         "lengths": " and ".join(f"{length:,}" for length in recipe.data.lengths),

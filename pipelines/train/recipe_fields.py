@@ -71,7 +71,8 @@ class BaseRecipe:
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     """Optimiser and schedule."""
     start_from: str | None = None
-    """Folder of a saved model of the same sizes and labels whose weights training begins with, to train on."""
+    """Zoo name, folder or hub id of a saved model whose weights training begins with: one of the same sizes and labels,
+    or, for a classifier, a language model of the same sizes, whose embedding and blocks it takes under a new head."""
     seed: int = 0
     """Seed of the weights; the data has its own."""
     precision: Literal["auto", "32", "bf16"] = "auto"

@@ -15,7 +15,6 @@
 The same command starts a run, continues it, and refuses to touch one that is finished.
 """
 
-import dataclasses
 import logging
 import signal
 import warnings
@@ -28,10 +27,8 @@ import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from mamba_seq import models_zoo
-from mamba_seq.config import ModelConfig
 from mamba_seq.errors import ModelError
 from mamba_seq.heads import MODELS
-from mamba_seq.loading import from_pretrained
 from mamba_seq.pipelines.train.audio_job import AudioJob
 from mamba_seq.pipelines.train.callbacks import Checkpoint, StopAfter
 from mamba_seq.pipelines.train.checkpoint_files import has_checkpoint, whole_checkpoint
@@ -42,6 +39,7 @@ from mamba_seq.pipelines.train.language_job import LanguageJob
 from mamba_seq.pipelines.train.metrics import MetricsFile
 from mamba_seq.pipelines.train.module import Training
 from mamba_seq.pipelines.train.recipe import AudioRecipe, BaseRecipe, LanguageRecipe, Recipe, read_recipe
+from mamba_seq.pipelines.train.starting import begin_with, starting_weights
 
 log = logging.getLogger("mamba_seq.train")
 
@@ -89,7 +87,8 @@ def main(
     model = MODELS[config.task](config)
     log.info("%s: %s parameters", fields.name, f"{sum(p.numel() for p in model.parameters()):,}")
     if start is not None:
-        model.load_state_dict(start)
+        new = begin_with(model, start)
+        log.info("started from %s; new: %s", fields.start_from, ", ".join(new) or "nothing")
     part_bytes = None if checkpoint_mib is None else max(1, int(checkpoint_mib * 2**20))
     checkpoint = Checkpoint(run / CHECKPOINT, part_bytes)
     training = job.training(model)
@@ -112,31 +111,6 @@ def make_job(recipe: BaseRecipe) -> Job:
         return LanguageJob(recipe)
     assert isinstance(recipe, Recipe)
     return DnaJob(recipe)
-
-
-def starting_weights(folder: str, config: ModelConfig) -> dict[str, torch.Tensor]:
-    """Return the weights of the saved model that a run begins with.
-
-    Raises:
-        ModelError: when there is none, or it is of other sizes or labels than the recipe's.
-    """
-    saved = from_pretrained(folder)
-    ours, theirs = (
-        dataclasses.replace(each, context=None, calibration=None, taxonomy=None, mamba_seq_version="")
-        for each in (config, saved.config)
-    )
-    # neither is a matter of the weights
-    theirs.backbone = dataclasses.replace(theirs.backbone, dropout=ours.backbone.dropout)
-    different = [
-        f"{field.name} {getattr(theirs, field.name)} instead of {getattr(ours, field.name)}"
-        for field in dataclasses.fields(ModelConfig)
-        if getattr(ours, field.name) != getattr(theirs, field.name)
-    ]
-    if different:
-        raise ModelError(
-            f"start_from {folder} is another model than the recipe's: {different[0]}; change one of the two"
-        )
-    return saved.state_dict()
 
 
 def fit(

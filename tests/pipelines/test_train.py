@@ -305,7 +305,7 @@ def test_weights_of_another_model_start_nothing(recipe: str, whole: Path, tmp_pa
     start = f"--start_from={whole / 'model'}"
     with pytest.raises(ModelError, match="is another model than the recipe's: pooling mean instead of max"):
         main(recipe, tmp_path / "run", [start, "--pooling=max"])
-    with pytest.raises(ModelError, match=r"another model than the recipe's: backbone .*n_layer=2.*n_layer=3"):
+    with pytest.raises(ModelError, match=r"another model than the recipe's: n_layer 2 instead of 3;"):
         main(recipe, tmp_path / "run", [start, "--model.n_layer=3"])
     assert not (tmp_path / "run").exists()
 
