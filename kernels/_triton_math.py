@@ -56,6 +56,16 @@ def unbiased_exp2(x):
 
 
 @device_function
+def steady_exp2(x):
+    """Return 2^x, to 3e-7 of it and, near 0, to half a unit: of a decay that is hardly one, and goes on long.
+
+    The special-function unit is off by up to 2e-7 there, at every one of thousands of chunks in the same direction.
+    """
+    near = ((0.0555041087 * x + 0.240226507) * x + 0.693147182) * x + 1.0
+    return tl.where(tl.abs(x) < 0.01, near, exp2(x))
+
+
+@device_function
 def reciprocal(x):
     if APPROXIMATE:
         return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)

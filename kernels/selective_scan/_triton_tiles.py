@@ -17,6 +17,7 @@ from mamba_seq.kernels._triton_math import (
     exp2,
     precise_softplus,
     softplus,
+    steady_exp2,
     turn,
     unbiased_exp2,
 )
@@ -221,9 +222,9 @@ def add_step(total, dt, PARTS: tl.constexpr):
 
 @device_function
 def decay_over(total, a2, PARTS: tl.constexpr):
-    # exp(A times a sum of step sizes); unbiased, for a state that hardly decays goes through many of them
+    # exp(A times a sum of step sizes)
     if PARTS == 1:
-        return (unbiased_exp2(total[0] * a2[0]),)
+        return (steady_exp2(total[0] * a2[0]),)
     else:
         over = decay(total[0], a2, PARTS)
         angle = total[1] * a2[1]
