@@ -1,9 +1,9 @@
 """Drawing tokens with random numbers that are counted: each is a function of a seed, a sequence's index and a position.
 
-So a sequence is the same whatever others are drawn beside it, in whatever order. The numbers are those of Philox4x32-10
-(Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): the seed is the key, position and index are the
-counter, 64 bits each; the upper 23 bits of the first word make a number in (0, 1). A token is drawn by where that number
-falls in the cumulated probabilities.
+So a sequence is the same whatever others are drawn beside it, in whatever order. The numbers are those of
+Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): the seed is the key, position
+and index are the counter, 64 bits each; the upper 23 bits of the first word make a number in (0, 1). A token is drawn
+by where that number falls in the cumulated probabilities.
 
 Shapes: B batch, V vocabulary.
 """

@@ -1,7 +1,8 @@
 """Writes the step of a language model as a program for the CPU (`mamba_seq.kernels.step_program`).
 
-The definition is `LanguageModel.step`: a phase of the program does what it does at a position, the draw of the next token
-included. A plain stack has one phase, a SaShiMi as many as the positions after which what runs at a step repeats.
+The definition is `LanguageModel.step`: a phase of the program does what it does at a position, the draw of the next
+token included. A plain stack has one phase, a SaShiMi as many as the positions after which what runs at a step
+repeats.
 """
 
 from typing import Any, cast

@@ -1,11 +1,11 @@
 """Clips on a GPU: a super-step, as many samples as the pools have positions, as one CUDA graph, draws included.
 
-What runs at a step depends on the position in that period alone, so the graph of a period, from wherever the clips stand,
-is the graph of all that follow. States are changed in place, and the host only says "again".
+What runs at a step depends on the position in that period alone, so the graph of a period, from wherever the clips
+stand, is the graph of all that follow. States are changed in place, and the host only says "again".
 
-A U-Net of real selective blocks runs in kernels whose results for a clip do not depend on the number of clips: a stage is
-one launch, or three a block of wide ones for many clips (`mamba_seq.kernels.block_step`). Other models take the steps of
-the model itself, in tiles of TILE clips, filled up, so that its matrix products have one shape.
+A U-Net of real selective blocks runs in kernels whose results for a clip do not depend on the number of clips: a
+stage is one launch, or three a block of wide ones for many clips (`mamba_seq.kernels.block_step`). Other models take
+the steps of the model itself, in tiles of TILE clips, filled up, so that its matrix products have one shape.
 
 Shapes: B clips, M width of a level, p pooling factor.
 """
@@ -53,7 +53,11 @@ class GraphEngine:
         for first in range(0, len(index), size):
             here = slice(first, first + size)
             some = None if classes is None else filled(classes[here], size)
-            own = state if size == len(index) else part_of(state, filled(torch.arange(len(index), device=index.device)[here], size))
+            own = (
+                state
+                if size == len(index)
+                else part_of(state, filled(torch.arange(len(index), device=index.device)[here], size))
+            )
             arguments = (filled(index[here], size), drawing, some, filled(tokens[here], size), own, position)
             self._loops.append(_Loop(model, reason is None, *arguments))
         self._clips = len(index)
@@ -95,7 +99,9 @@ class _Loop:
         changed = [tokens, positions, self._drawn, self._likelihood, *tensors_of(state)]
         with torch.no_grad():
             if fused:
-                step = FusedLevels(model, state, index, drawing, classes, tokens, positions, self._drawn, self._likelihood, position)
+                step = FusedLevels(
+                    model, state, index, drawing, classes, tokens, positions, self._drawn, self._likelihood, position
+                )
                 changed += step.buffers
 
                 def run() -> None:
@@ -190,7 +196,10 @@ class FusedLevels:
         # behind layer i comes the input of its mirror image, layer n - 1 - i: the streams backwards
         out = self._up[level](y, streams[layers - 1], None, -B * width)
         if phase == config.pool[level] - 1:
-            pool, lift = cast("Any", self._backbone.pools[level]).linear, cast("Any", self._backbone.raises[level]).linear
+            pool, lift = (
+                cast("Any", self._backbone.pools[level]).linear,
+                cast("Any", self._backbone.raises[level]).linear,
+            )
             inner = self._streams[level + 1]
             self._kernels.map_rows(inner[0], window.flatten(1), pool.weight.detach(), pool.bias.detach())
             coarse = self._run(level + 1, position)
@@ -222,20 +231,24 @@ def why_not_fused(model: LanguageModel, state: Any, drawing: Drawing) -> str | N
         return "its residual stream is not float32"
     kernels = implementation("block_step", "triton")
     head = model.embedding if model.output is None else model.output
-    reason = counted.why_not(cast("Tensor", head.weight), drawing)
+    weight = cast("Tensor", head.weight)
+    reason = counted.why_not(weight, drawing)
     if reason is not None:
         return reason
     B = len(state.centre[0].conv)
     pairs = [*zip(backbone.down, state.down, strict=True), (backbone.centre, state.centre)]
     pairs += zip(backbone.up, state.up, strict=True)
     for stage, own in pairs:
-        blocks = [weights_of(layer) for layer in cast("Any", stage).layers]
-        if any(block is None for block in blocks):
+        found = [weights_of(layer) for layer in cast("Any", stage).layers]
+        blocks = [block for block in found if block is not None]
+        if len(blocks) < len(found):
             return "its layers have been changed"
         M, D = blocks[0].out_weight.shape
-        if kernels.batch_invariant_launch(M, D, B, head.weight.device) is None:
+        if kernels.batch_invariant_launch(M, D, B, weight.device) is None:
             return f"blocks of width {M} are not small"
-        reason = kernels.why_not(blocks, [(each.conv, each.ssm) for each in own], head.weight.new_empty(0, dtype=torch.float32))
+        reason = kernels.why_not(
+            blocks, [(each.conv, each.ssm) for each in own], weight.new_empty(0, dtype=torch.float32)
+        )
         if reason is not None:
             return cast("str", reason)
     return None

@@ -27,7 +27,9 @@ class Kind(NamedTuple):
     run: Callable[..., None]
 
 
-KINDS = [Kind("a language model of sound", lambda m: isinstance(m, LanguageModel) and bool(m.config.codec), generate_audio)]
+KINDS = [
+    Kind("a language model of sound", lambda m: isinstance(m, LanguageModel) and bool(m.config.codec), generate_audio)
+]
 
 
 def generate(spec: str, device: "torch.device", request: AudioRequest, show: Callable[..., None]) -> None:

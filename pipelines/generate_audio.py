@@ -55,7 +55,7 @@ class AudioRequest:
     """Classes; "all" stands for each of the model's. Without, clips are of the model's classes in turn."""
     prompt: str | None = None
     """A sound file that clips begin with."""
-    drawing: Drawing = Drawing()
+    drawing: Drawing = dataclasses.field(default_factory=Drawing)
     """Temperature, filters and seed."""
     format: str | None = None
     """Of the files; None goes by the suffix of a file, and is wav in a folder."""
@@ -75,7 +75,8 @@ class Clip(NamedTuple):
     """Of its file, without a suffix."""
     label: int
     """Its class, -1 for none."""
-    index: int
+    number: int
+    """What the table calls its index."""
 
 
 class Made(NamedTuple):
@@ -95,7 +96,7 @@ class Made(NamedTuple):
         label = labels[self.clip.label] if self.clip.label >= 0 else "NA"
         seconds = f"{len(self.samples) / sample_rate:.6g}"
         figures = (f"{self.log_likelihood:.3f}", f"{self.bits:.4f}", f"{self.peak:.4f}")
-        return [file, label, str(seed), str(self.clip.index), seconds, *figures]
+        return [file, label, str(seed), str(self.clip.number), seconds, *figures]
 
 
 def generate_audio(model: LanguageModel, spec: str, request: AudioRequest, show: Callable[..., None]) -> None:
@@ -162,7 +163,9 @@ def chosen_clips(spec: str, request: AudioRequest, labels: list[str]) -> list[Cl
     numbers = range(request.clips)
     if not labels:
         if request.labels:
-            raise RequestError(f"--label {request.labels[0]} was given, but model {spec!r} knows no classes; leave it out")
+            raise RequestError(
+                f"--label {request.labels[0]} was given, but model {spec!r} knows no classes; leave it out"
+            )
         return [Clip(f"clip-{i:04d}", -1, i) for i in numbers]
     asked = list(dict.fromkeys(name for label in request.labels for name in (labels if label == ALL else [label])))
     for name in asked:
@@ -268,7 +271,7 @@ class Pieces:
         began = time.monotonic()
         labels = [clip.label for clip in clips] if self._conditional else None
         prompt = torch.from_numpy(self._prompt.astype(np.int64))
-        engine = self._decoder.start([clip.index for clip in clips], self._drawing, labels, prompt)
+        engine = self._decoder.start([clip.number for clip in clips], self._drawing, labels, prompt)
         left = self._length - len(self._prompt)
         self._done += len(self._prompt) * len(clips)
         total = len(self._clips) * self._length
@@ -368,7 +371,9 @@ class Places:
             folder.mkdir(parents=True, exist_ok=True)
             beside = tempfile.TemporaryDirectory(dir=folder, prefix=".clips.", suffix=".part")
         except FileExistsError as error:
-            raise OutputError(f"cannot write the folder {folder}: it is a file; name a folder, or a file as clip.wav") from error
+            raise OutputError(
+                f"cannot write the folder {folder}: it is a file; name a folder, or a file as clip.wav"
+            ) from error
         except OSError as error:
             raise OutputError(f"cannot write the folder {folder}: {(error.strerror or str(error)).lower()}") from error
         self._beside = Path(self._stack.enter_context(beside))
@@ -386,7 +391,9 @@ class Places:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise OutputError(f"cannot write {self._request.output}: {(error.strerror or str(error)).lower()}") from error
+            raise OutputError(
+                f"cannot write {self._request.output}: {(error.strerror or str(error)).lower()}"
+            ) from error
 
 
 def _write(samples: Samples) -> None:

@@ -41,8 +41,8 @@ def check_rate(form: str, sample_rate: int) -> None:
     rates = RATES.get(form, (sample_rate,))
     if sample_rate not in rates:
         raise OutputError(
-            f"the model makes {sample_rate} samples a second, and {form} has {', '.join(map(str, rates))}; take another "
-            "--format, such as flac"
+            f"the model makes {sample_rate} samples a second, and {form} has {', '.join(map(str, rates))}; take "
+            "another --format, such as flac"
         )
 
 

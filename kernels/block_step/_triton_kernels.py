@@ -130,8 +130,8 @@ def stack(
             extra = tl.load(more + layer * more_layer + item * M + m, mask=m < M, other=0.0)
             x = (x + extra).to(STREAM).to(tl.float32)
         if streams is not None:
-            if part == 0:
-                tl.store(streams + layer * streams_layer + item * M + m, x, mask=m < M)
+            # every program of a group holds the same
+            tl.store(streams + layer * streams_layer + item * M + m, x, mask=(m < M) & (part == 0))
     if PARTS > 1:
         forget(counters, PARTS)
     if part == 0:

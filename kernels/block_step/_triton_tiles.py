@@ -190,8 +190,8 @@ def leave(
     PRECISION: tl.constexpr,
 ):
     leave_layer(
-        stream, table, gates, layer, batch, extra, extra_layer, streams, streams_layer, M, D, PARTS, ROWS, BLOCK_M, CHUNK,
-        W, STREAM, PROJ_BIAS, PRECISION,
+        stream, table, gates, layer, batch, extra, extra_layer, streams, streams_layer, M, D, PARTS, ROWS, BLOCK_M,
+        CHUNK, W, STREAM, PROJ_BIAS, PRECISION,
     )  # fmt: skip
 
 

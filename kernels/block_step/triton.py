@@ -214,8 +214,8 @@ class Prepared:
 
         Args:
             residual: the stream.
-            more: added to it behind each block (layers, B, M) float32, dense but for the first axis. The two are not for
-                launches of two kernels a block.
+            more: added to it behind each block (layers, B, M) float32, dense but for the first axis. Neither this nor
+                `streams` is for launches of two kernels a block.
             streams: the stream behind each block, written, likewise; None does not keep it.
             more_layer: elements from what is added behind a block to what is behind the next, which may be negative,
                 `more` being (B, M) of the first; None goes by the strides of `more`.

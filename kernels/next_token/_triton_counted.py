@@ -1,4 +1,4 @@
-"""The next level of a clip, with counted random numbers: the final norm, logits, the draw, the embedding and the records.
+"""The next level of a clip, with counted random numbers: final norm, logits, draw, embedding and records.
 
 A program is a clip, whatever their number, so that a clip's results do not depend on it; the definition is
 `mamba_seq.counted.draw_counted`, in float32.
@@ -76,7 +76,9 @@ def next_level(
             held = tl.sum(tl.where(before, p[None, :], 0.0), axis=1)
             p = tl.where(held < top_p * tl.sum(p, axis=0), p, 0.0)
         cumulated = tl.cumsum(p, axis=0)
-        threshold = uniform(tl.load(seed), tl.load(seed + 1), tl.load(indices + item), position) * tl.max(cumulated, axis=0)
+        threshold = uniform(tl.load(seed), tl.load(seed + 1), tl.load(indices + item), position) * tl.max(
+            cumulated, axis=0
+        )
         first = tl.min(tl.where((cumulated > threshold) & (p > 0), v, V_PADDED), axis=0)
         token = tl.where(first < V, first, token)
     token = tl.minimum(token, V - 1)

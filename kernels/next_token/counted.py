@@ -19,7 +19,7 @@ def why_not(weight: Tensor, drawing: Drawing) -> str | None:
     V, M = weight.shape
     if weight.dtype not in TYPES:
         return "weights of such a type run in separate operators"
-    if M > WIDEST or V > (MOST_ORDERED if drawing.leaves_out(V) else MOST_TOKENS):
+    if M > WIDEST or (MOST_ORDERED if drawing.leaves_out(V) else MOST_TOKENS) < V:
         return "the vocabulary or the width is not small"
     return None
 

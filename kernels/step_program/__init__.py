@@ -1,10 +1,10 @@
 """A step of a whole network as a program of small operators, run for many sequences at a time on the CPU.
 
-A step of a small network is some hundreds of operators of a microsecond or less, and Python needs several for each. So
-`Builder` writes the operators of each phase of a period once, as rows of integers, with the weights packed for the loops
-that read them, and `StepProgram` runs any number of positions of them in one call, without Python in between: the
-interpreter is `_cpu_kernels.py`. What the operators compute is what the layers of the backbone do; the definition is the
-`step` of the model that the program was written for.
+A step of a small network is some hundreds of operators of a microsecond or less, and Python needs several for each.
+So `Builder` writes the operators of each phase of a period once, as rows of integers, with the weights packed for the
+loops that read them, and `StepProgram` runs any number of positions of them in one call, without Python in between:
+the interpreter is `_cpu_kernels.py`. What the operators compute is what the layers of the backbone do; the definition
+is the `step` of the model that the program was written for.
 
 There is no form for GPUs, where launches are captured instead.
 """

@@ -189,7 +189,9 @@ def leave(row: Any, place: int, panel: int, plus: int, more: int, a: Any, b: Any
 
 
 @njit
-def norm(base: int, stride: int, clips: int, source: int, out: int, weights: int, M: int, padded: int, centred: int) -> None:
+def norm(
+    base: int, stride: int, clips: int, source: int, out: int, weights: int, M: int, padded: int, centred: int
+) -> None:
     """Normalise; `weights` has the gain, the shift, a mask of the real lanes, and eps."""
     w = floats(weights)
     width, eps = numba.float32(M), w[3 * padded]
@@ -211,7 +213,9 @@ def norm(base: int, stride: int, clips: int, source: int, out: int, weights: int
 
 
 @njit
-def convolution(base: int, stride: int, clips: int, x: int, out: int, weights: int, state: int, taps: int, padded: int) -> None:
+def convolution(
+    base: int, stride: int, clips: int, x: int, out: int, weights: int, state: int, taps: int, padded: int
+) -> None:
     """Convolve, SiLU; `weights` has the taps, oldest first, and the bias. The state has the inputs, oldest first."""
     w = floats(weights)
     for clip in range(clips):
@@ -304,7 +308,9 @@ def complex_selective(
 
 
 @njit
-def constant(base: int, stride: int, clips: int, u: int, z: int, out: int, weights: int, state: int, N: int, padded: int) -> None:
+def constant(
+    base: int, stride: int, clips: int, u: int, z: int, out: int, weights: int, state: int, N: int, padded: int
+) -> None:
     """Advance a real time-invariant recurrence; `weights` has Abar - 1, Bbar, C (blocks, N, 16) each, and D."""
     w, part = floats(weights), N * padded
     for lane in range(0, padded, LANES):
@@ -420,7 +426,7 @@ def draw(logits: Any, settings: Any, seed: int, index: int, position: int, scrat
 
 @numpy_errors
 def keep_some(logits: Any, weights: Any, V: int, top_k: int, top_p: float, scratch: int) -> None:
-    """Set the weights of tokens beyond the k most probable, and beyond a mass of p, to zero; the first of equals stay."""
+    """Set the weights of tokens beyond the k most probable, and beyond a mass of p, to zero; first equals stay."""
     here, there = floats(scratch), floats(scratch + 4 * V)  # tokens by falling logits: a merge sort, which is stable
     for v in range(V):
         here[v] = v

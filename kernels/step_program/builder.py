@@ -96,11 +96,11 @@ class Builder:
         return K, self.keep(packed), self.keep(padded), panels
 
     def embed(self, table: Tensor, added: Vector, out: Vector) -> None:
-        """out = the row of `table` (V, M) of the sequence's token + added."""
+        """Out = the row of `table` (V, M) of the sequence's token + added."""
         self._row(kernels.EMBED, self.keep(pad(table)), added.place, out.place, out.padded)
 
     def norm(self, x: Vector, out: Vector, weight: Tensor, bias: Tensor | None, eps: float) -> None:
-        """out = weight * x / rms(x), or with `bias` given layer normalisation."""
+        """Out = weight * x / rms(x), or with `bias` given layer normalisation."""
         shift = torch.zeros_like(weight) if bias is None else bias
         end = weight.new_tensor([eps], dtype=torch.float32)
         address = self.keep(pad(weight), pad(shift), pad(torch.ones_like(weight)), end)
@@ -114,13 +114,13 @@ class Builder:
         plus: Vector | None = None,
         more: Vector | None = None,
     ) -> None:
-        """out = matrix x + plus + more; `matrix` is packed for the K floats from x on."""
+        """Out = matrix x + plus + more; `matrix` is packed for the K floats from x on."""
         K, weight, bias, panels = matrix
         added = (NOTHING if v is None else v.place for v in (plus, more))
         self._row(kernels.LINEAR, x.place, K, weight, bias, out.place, panels, *added)
 
     def convolution(self, x: Vector, out: Vector, weight: Tensor, bias: Tensor | None, state: Vector) -> None:
-        """out = silu(causal convolution of x by weight (D, K)), K - 1 inputs being kept in `state`."""
+        """Out = silu(causal convolution of x by weight (D, K)), K - 1 inputs being kept in `state`."""
         shift = weight.new_zeros(len(weight)) if bias is None else bias
         address = self.keep(pad(weight.t()), pad(shift))
         self._row(kernels.CONVOLUTION, x.place, out.place, address, state.place, weight.shape[1], x.padded)
@@ -159,15 +159,15 @@ class Builder:
         self._row(kind, u.place, gate, out.place, address, state.place, C.shape[1], u.padded)
 
     def gelu(self, x: Vector, out: Vector) -> None:
-        """out = x Phi(x)."""
+        """Out = x Phi(x)."""
         self._row(kernels.GELU, x.place, out.place, x.padded)
 
     def glu(self, halves: Vector, out: Vector) -> None:
-        """out = first half * sigmoid(second half)."""
+        """Out = first half * sigmoid(second half)."""
         self._row(kernels.GLU, halves.place, out.place, out.padded)
 
     def add(self, a: Vector, b: Vector | None, out: Vector) -> None:
-        """out = a + b, or a."""
+        """Out = a + b, or a."""
         self._row(kernels.ADD, a.place, NOTHING if b is None else b.place, out.place, a.padded)
 
     def draw(self, logits: Vector) -> None:

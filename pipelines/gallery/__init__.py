@@ -7,6 +7,7 @@ came. `gallery.html.jinja` is the page, `gallery.css` is written into it behind 
 
 import base64
 import io
+import itertools
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,7 @@ def data_uri(kind: str, data: bytes) -> str:
 def outline(samples: Samples) -> str:
     """Return an SVG path (COLUMNS wide, from -1 to 1 upwards) around what a waveform covers."""
     edges = np.linspace(0, len(samples), min(COLUMNS, len(samples)) + 1).astype(int)
-    parts = [samples[a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    parts = [samples[a:b] for a, b in itertools.pairwise(edges)]
     wide = COLUMNS / len(parts)
     above = [f"{i * wide:.1f} {-max(part.max(), 0.004):.3f}" for i, part in enumerate(parts)]
     below = [f"{i * wide:.1f} {-min(part.min(), -0.004):.3f}" for i, part in reversed(list(enumerate(parts)))]

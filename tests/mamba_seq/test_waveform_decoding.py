@@ -9,9 +9,11 @@ import torch
 from mamba_seq import LanguageModel, MambaConfig, ModelConfig, SaShiMiConfig
 from mamba_seq.config import SSM_KINDS
 from mamba_seq.counted import Drawing, counted_uniform, draw_counted
+from mamba_seq.kernels._dispatch import implementation
 from mamba_seq.kernels.step_program import StepProgram
 from mamba_seq.step_writer import StepWriter
 from mamba_seq.waveform_decoding import WaveformDecoder
+from mamba_seq.waveform_graph import FusedLevels, why_not_fused
 from tests.kernels.compare import relative_error
 
 V, SILENCE = 33, 16
@@ -184,3 +186,73 @@ def test_wrong_arguments_are_refused() -> None:
         WaveformDecoder(levels_model().double(), SILENCE, "compiled")
     with pytest.raises(ValueError, match="expected one of compiled"):
         WaveformDecoder(model, SILENCE, "fast")
+
+
+UNET = {"d_model": 16, "n_layer": 2, "d_state": 4, "norm": "layer"}
+
+
+@pytest.mark.parametrize("alone", [0, 8192])
+def test_fused_levels_are_the_eager_step(alone: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = implementation("block_step", "triton")
+    monkeypatch.setattr(kernels, "LARGEST_ALONE", alone)  # 0: all blocks in tiles
+    model = levels_model(SaShiMiConfig(**UNET, pool=[2]), labels=LABELS)
+    index, labels = torch.tensor([3, 2**33]), torch.tensor([1, -1])
+    drawing = Drawing(0.8, 9, 0.9, seed=2**40 + 5)
+    levels, likelihood = WaveformDecoder(model, SILENCE, "eager").start(index, drawing, labels).advance(4)
+    state, tokens, positions = model.allocate_state(2), torch.full((2,), SILENCE), torch.zeros(2, dtype=torch.int64)
+    drawn, found = torch.zeros((2, 4), dtype=torch.int64), torch.zeros((2, 4))
+    assert why_not_fused(model, state, drawing) is None
+    with torch.no_grad():
+        step = FusedLevels(model, state, index, drawing, labels, tokens, positions, drawn, found, 0)
+        for position in range(4):
+            step(position)
+    assert torch.equal(drawn, levels)
+    assert relative_error(found, likelihood) <= 1e-5
+    assert torch.equal(tokens, levels[:, -1])
+
+
+def test_fused_levels_say_what_they_do_not_run() -> None:
+    for fields, words in (
+        ({"ssm": "complex"}, "not all real selective"),
+        ({"topology": "sashimi"}, "no U-Net"),
+        ({"residual_in_fp32": False}, "not float32"),
+        ({"d_model": 264}, "are not small"),
+    ):
+        model = levels_model(SaShiMiConfig(**{**UNET, "pool": [2], **fields}))
+        assert words in (why_not_fused(model, model.allocate_state(1), Drawing()) or "")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["fused", "wide", "complex", "stack"])
+def test_graph_is_the_eager_step(name: str, dtype: torch.dtype) -> None:
+    wide = SaShiMiConfig(d_model=64, n_layer=3, pool=[4, 4], norm="layer")
+    backbone = {"fused": SaShiMiConfig(**UNET, pool=[2, 4]), "wide": wide}.get(name) or MODELS[name][0]
+    model = levels_model(backbone, labels=LABELS).cuda().to(dtype)
+    prompt = torch.randint(0, V, (21,)).cuda()
+    arguments = (list(range(5)), Drawing(0.9, 20, 0.95, seed=3), [0, 1, 2, -1, 0])
+    for begin in (None, prompt):
+        levels, likelihood = WaveformDecoder(model, SILENCE).start(*arguments, begin).advance(50)
+        tokens = levels if begin is None else torch.cat([begin.expand(5, -1), levels], dim=1)
+        inputs = torch.cat([torch.full((5, 1), SILENCE, device="cuda"), tokens[:, :-1]], dim=1)
+        with torch.no_grad():
+            whole = model(inputs, labels=torch.tensor(arguments[2]).cuda()).float().log_softmax(dim=-1)
+        expected = whole.gather(-1, tokens[..., None])[:, -50:, 0]
+        assert (likelihood - expected).abs().max() <= (1e-3 if dtype == torch.float32 else 0.5)
+        if dtype == torch.float32:
+            eager = WaveformDecoder(model, SILENCE, "eager").start(*arguments, begin).advance(50)
+            assert torch.equal(levels, eager[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_clip_is_the_same_in_any_batch_on_a_gpu(dtype: torch.dtype) -> None:
+    for backbone in (SaShiMiConfig(d_model=64, n_layer=2, pool=[4, 4], norm="layer"), MODELS["complex"][0]):
+        model = levels_model(backbone, labels=LABELS).cuda().to(dtype)
+        decoder = WaveformDecoder(model, SILENCE)
+        indices, labels, drawing = list(range(300)), [i % 3 for i in range(300)], Drawing(seed=1)
+        levels, likelihood = decoder.start(indices, drawing, labels).advance(200)
+        for some in ([0], [299], list(range(10, 47)), list(range(100, 250))):
+            alone = decoder.start(some, drawing, [labels[i] for i in some]).advance(200)
+            assert torch.equal(alone[0], levels[some])
+            assert torch.equal(alone[1], likelihood[some])

@@ -55,9 +55,7 @@ def saved(folder: Path, **fields: Any) -> Path:
     fields = {"labels": LABELS, "codec": "mu-law-8bit-minmax", "sample_rate": 16000, "context": 700, **fields}
     backbone = fields.pop("backbone", None) or SaShiMiConfig(d_model=8, n_layer=1, d_state=4, pool=[2, 2], norm="layer")
     levels = 256 if fields["codec"] is None else get_codec(fields["codec"]).levels
-    config = ModelConfig(
-        task="language-model", backbone=backbone, vocab_size=levels, tie_embeddings=False, **fields
-    )
+    config = ModelConfig(task="language-model", backbone=backbone, vocab_size=levels, tie_embeddings=False, **fields)
     model = LanguageModel(config)
     assert model.output is not None
     torch.nn.init.normal_(model.output.weight)
@@ -97,9 +95,7 @@ def test_table_and_files(run: Any, model: Path, tmp_path: Path) -> None:
         samples, rate = soundfile.read(tmp_path / "new" / "clips" / row["file"])
         assert (len(samples), rate) == (800, 16000)
         assert float(row["peak"]) == pytest.approx(abs(samples).max(), abs=1e-4)
-        assert float(row["bits_per_sample"]) == pytest.approx(
-            -float(row["log_likelihood"]) / 800 / np.log(2), abs=1e-4
-        )
+        assert float(row["bits_per_sample"]) == pytest.approx(-float(row["log_likelihood"]) / 800 / np.log(2), abs=1e-4)
 
 
 def test_table_is_as_it_was(run: Any, plain: Path, tmp_path: Path) -> None:
@@ -206,7 +202,9 @@ def test_bad_input_is_told_and_leaves_nothing(
 
 
 def test_models_that_cannot_generate_are_told(run: Any, tmp_path: Path, plain: Path) -> None:
-    config = ModelConfig(task="language-model", backbone=MambaConfig(d_model=4, n_layer=1), vocab_size=5, alphabet="dna")
+    config = ModelConfig(
+        task="language-model", backbone=MambaConfig(d_model=4, n_layer=1), vocab_size=5, alphabet="dna"
+    )
     LanguageModel(config).save_pretrained(tmp_path / "dna")
     result = run("generate", "-m", tmp_path / "dna", "-o", tmp_path / "x")
     assert result.code == 1

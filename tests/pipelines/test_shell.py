@@ -21,7 +21,20 @@ from mamba_seq.pipelines.cli import _failures, _shell
 from mamba_seq.pipelines.cli._shell import Settings
 
 COMMANDS = [
-    *["classify", "generate", "finetune", "predict", "evaluate", "score", "calibrate", "train", "zoo", "convert", "info", "bench"],
+    *[
+        "classify",
+        "generate",
+        "finetune",
+        "predict",
+        "evaluate",
+        "score",
+        "calibrate",
+        "train",
+        "zoo",
+        "convert",
+        "info",
+        "bench",
+    ],
 ]
 COMMON = ["--quiet", "--verbose", "--seed", "--device", "--threads", "--debug", "--version", "--help"]
 READING = ["--strand", "--context", "--stride", "--max-windows", "--batch-tokens"]
