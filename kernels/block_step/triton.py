@@ -324,7 +324,7 @@ class Prepared:
 
 
 def map_rows(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> None:
-    """Write weight x + bias into out (B, O) float32, for x (B, K) float32, both dense, as `batch_invariant_launch`."""
+    """Write weight x + bias into `out`, for x (B, width); float32 and dense. A row does not depend on the others."""
     outputs, K = weight.shape
     block = 32
     grid = (triton.cdiv(len(x), FEWEST_ROWS), triton.cdiv(outputs, block))
