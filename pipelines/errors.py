@@ -23,3 +23,7 @@ class ScoringError(PipelineError):
 
 class CheckError(PipelineError):
     """Two things that are to be compared do not compute the same."""
+
+
+class RequestError(PipelineError):
+    """What was asked for cannot be: a class that the model has not, a prompt that is longer than the clip."""

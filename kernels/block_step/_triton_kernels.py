@@ -63,6 +63,10 @@ def stack(
     ssm_n,
     eps,
     final_eps,
+    more,
+    more_layer,
+    streams,
+    streams_layer,
     LAYERS: tl.constexpr,
     M: tl.constexpr,
     D: tl.constexpr,
@@ -115,13 +119,19 @@ def stack(
             wait_for_all(counters, awaited)
             low, b, c = sum_selection(projected, PARTS, PARTS_PADDED, R_PADDED, N_PADDED)
         y = recur(u, z, low, b, c, a, h, w_dt, dt_bias, skip, table, layer, d, ssm, ssm_d, ssm_n, D, N, N_PADDED)
-        more = tl.sum(w_out.to(tl.float32) * y[None, :], axis=1)
+        sums = tl.sum(w_out.to(tl.float32) * y[None, :], axis=1)
         if PARTS > 1:
-            tl.store(added + part * M_PADDED + m, more)
+            tl.store(added + part * M_PADDED + m, sums)
             awaited += PARTS
             wait_for_all(counters, awaited)
-            more = sum_added(added, m, PARTS, PARTS_PADDED, M_PADDED)
-        x = add_to_stream(x, more, table, layer, m, M, W, STREAM, PROJ_BIAS)
+            sums = sum_added(added, m, PARTS, PARTS_PADDED, M_PADDED)
+        x = add_to_stream(x, sums, table, layer, m, M, W, STREAM, PROJ_BIAS)
+        if more is not None:
+            extra = tl.load(more + layer * more_layer + item * M + m, mask=m < M, other=0.0)
+            x = (x + extra).to(STREAM).to(tl.float32)
+        if streams is not None:
+            # every program of a group holds the same
+            tl.store(streams + layer * streams_layer + item * M + m, x, mask=(m < M) & (part == 0))
     if PARTS > 1:
         forget(counters, PARTS)
     if part == 0:

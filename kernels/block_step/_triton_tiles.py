@@ -55,6 +55,10 @@ def stack(
     ssm_d,
     ssm_n,
     eps,
+    extra,
+    extra_layer,
+    streams,
+    streams_layer,
     LAYERS: tl.constexpr,
     M: tl.constexpr,
     D: tl.constexpr,
@@ -94,8 +98,9 @@ def stack(
         awaited += PARTS
         wait_for_all(counters, awaited)
         leave_layer(
-            stream, table, gates, layer, batch, M, D, PARTS, ROWS, BLOCK_M, CHUNK, W, STREAM, PROJ_BIAS, PRECISION
-        )
+            stream, table, gates, layer, batch, extra, extra_layer, streams, streams_layer, M, D, PARTS, ROWS, BLOCK_M,
+            CHUNK, W, STREAM, PROJ_BIAS, PRECISION,
+        )  # fmt: skip
         awaited += PARTS
         wait_for_all(counters, awaited)
     forget(counters, PARTS)
@@ -169,6 +174,10 @@ def leave(
     gates,
     layer,
     batch,
+    extra,
+    extra_layer,
+    streams,
+    streams_layer,
     M: tl.constexpr,
     D: tl.constexpr,
     PARTS: tl.constexpr,
@@ -180,7 +189,10 @@ def leave(
     PROJ_BIAS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    leave_layer(stream, table, gates, layer, batch, M, D, PARTS, ROWS, BLOCK_M, CHUNK, W, STREAM, PROJ_BIAS, PRECISION)
+    leave_layer(
+        stream, table, gates, layer, batch, extra, extra_layer, streams, streams_layer, M, D, PARTS, ROWS, BLOCK_M,
+        CHUNK, W, STREAM, PROJ_BIAS, PRECISION,
+    )  # fmt: skip
 
 
 @device_function
@@ -284,9 +296,9 @@ def pass_layer(
 
 @device_function
 def leave_layer(
-    stream, table, gates, layer, batch, M: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_M: tl.constexpr, CHUNK: tl.constexpr, W: tl.constexpr, STREAM: tl.constexpr, PROJ_BIAS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    stream, table, gates, layer, batch, extra, extra_layer, streams, streams_layer, M: tl.constexpr, D: tl.constexpr,
+    PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK_M: tl.constexpr, CHUNK: tl.constexpr, W: tl.constexpr,
+    STREAM: tl.constexpr, PROJ_BIAS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     row = ((tl.program_id(0) // PARTS).to(tl.int64) * ROWS + tl.arange(0, ROWS))[:, None]
     first = (tl.program_id(0) % PARTS) * BLOCK_M
@@ -304,8 +316,14 @@ def leave_layer(
             more += tl.load(address(table, layer, OUT_BIAS, W) + m, mask=m < M, other=0.0).to(tl.float32)[None, :]
         tile = (row < batch) & (m < M)[None, :]
         x = tl.load(stream + row * M + m[None, :], mask=tile, other=0.0, cache_modifier=".cg")
+        x = (x + more).to(STREAM).to(tl.float32)
+        if extra is not None:
+            also = tl.load(extra + layer * extra_layer + row * M + m[None, :], mask=tile, other=0.0)
+            x = (x + also).to(STREAM).to(tl.float32)
         tl.debug_barrier()
-        tl.store(stream + row * M + m[None, :], (x + more).to(STREAM).to(tl.float32), mask=tile)
+        tl.store(stream + row * M + m[None, :], x, mask=tile)
+        if streams is not None:
+            tl.store(streams + layer * streams_layer + row * M + m[None, :], x, mask=tile)
 
 
 @device_function

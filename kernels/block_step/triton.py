@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mamba_seq.kernels._dispatch import multiprocessor_count, triton_interpreted
-from mamba_seq.kernels.block_step import _triton_kernels, _triton_tiles
+from mamba_seq.kernels.block_step import _triton_kernels, _triton_rows, _triton_tiles
 from mamba_seq.kernels.block_step.reference import BlockWeights, FinalNorm
 
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
@@ -63,6 +63,22 @@ def fastest_launch(M: int, D: int, batch: int, device: torch.device, dtype: torc
     if not wide and width <= WIDEST_OF_ROWS and triton.cdiv(D, FEWEST_CHANNELS) * groups <= places:
         return Launch(FEWEST_CHANNELS, 4, True, FEWEST_ROWS)
     return None
+
+
+def batch_invariant_launch(M: int, D: int, batch: int, device: torch.device) -> Launch | None:
+    """Return settings with which a sequence's results do not depend on how many there are; None where there are none.
+
+    Narrow blocks are a program a sequence, wide ones tiles of FEWEST_ROWS sequences: in one launch while all programs
+    find a place, in three a block beyond, of the same tiles.
+    """
+    width = triton.next_power_of_2(M)
+    if width * triton.next_power_of_2(D) <= LARGEST_ALONE:
+        return Launch(triton.next_power_of_2(D), 4, True)
+    if width > WIDEST_OF_ROWS:
+        return None
+    places = 0 if triton_interpreted() else multiprocessor_count(device)
+    fits = triton.cdiv(D, FEWEST_CHANNELS) * triton.cdiv(batch, FEWEST_ROWS) <= places
+    return Launch(FEWEST_CHANNELS, 4, fits, FEWEST_ROWS)
 
 
 def choose_launch(M: int, D: int, batch: int, device: torch.device, dtype: torch.dtype) -> Launch:
@@ -191,22 +207,37 @@ class Prepared:
         }
         self.block = {"BLOCK_D": self.launch.channels}
 
-    def __call__(self, residual: Tensor) -> Tensor:
-        """Advance the blocks by one position of the residual stream (B, M), changing their states in place."""
+    def __call__(
+        self, residual: Tensor, more: Tensor | None = None, streams: Tensor | None = None, more_layer: int | None = None
+    ) -> Tensor:
+        """Advance the blocks by one position of the residual stream (B, M), changing their states in place.
+
+        Args:
+            residual: the stream.
+            more: added to it behind each block (layers, B, M) float32, dense but for the first axis. Neither this nor
+                `streams` is for launches of two kernels a block.
+            streams: the stream behind each block, written, likewise; None does not keep it.
+            more_layer: elements from what is added behind a block to what is behind the next, which may be negative,
+                `more` being (B, M) of the first; None goes by the strides of `more`.
+        """
         out = torch.empty((self.batch, self.sizes["M"]), dtype=self.out_dtype, device=residual.device)
         weight, bias, final_eps = self.final_norm or (None, None, 0.0)
+        step = 0 if more is None else more.stride(0) if more_layer is None else more_layer
+        extra = (more, step, streams, 0 if streams is None else streams.stride(0))
         with torch.cuda.device_of(residual):
             if self.launch.rows > 1:
-                self._in_tiles(out, residual, weight, bias, final_eps)
+                self._in_tiles(out, residual, weight, bias, final_eps, extra)
             elif self.launch.resident:
                 _triton_kernels.stack[(self.batch * self.parts,)](
                     out, residual, self.table, self.projected, self.added, self.counters, weight, bias,
-                    *residual.stride(), *self.conv_strides, *self.ssm_strides, self.eps, final_eps,
+                    *residual.stride(), *self.conv_strides, *self.ssm_strides, self.eps, final_eps, *extra,
                     LAYERS=self.layers, **self.sizes, **self.cut, **self.block, **self.types, **self.stream_type,
                     **self.entry, **self.taps, **self.kind, **self.bias, **self.final, num_warps=self.launch.warps,
                     launch_cooperative_grid=self.parts > 1,
                 )  # fmt: skip
             else:
+                assert more is None
+                assert streams is None
                 self._in_halves(out, residual, weight, bias, final_eps)
         return out
 
@@ -236,7 +267,13 @@ class Prepared:
         )  # fmt: skip
 
     def _in_tiles(
-        self, out: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, final_eps: float
+        self,
+        out: Tensor,
+        residual: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        final_eps: float,
+        extra: tuple[Any, ...],
     ) -> None:
         """Launch a kernel a stack, or three a block, of groups of programs that serve several sequences each."""
         M, D = self.sizes["M"], self.sizes["D"]
@@ -263,7 +300,7 @@ class Prepared:
         if self.launch.resident:
             _triton_tiles.stack[grid](
                 stream, self.table, inner, gates, self.counters, self.batch, *self.conv_strides, *self.ssm_strides,
-                self.eps, LAYERS=self.layers, **(enter | middle | leave), num_warps=warps,
+                self.eps, *extra, LAYERS=self.layers, **(enter | middle | leave), num_warps=warps,
                 launch_cooperative_grid=True,
             )  # fmt: skip
         else:
@@ -275,10 +312,24 @@ class Prepared:
                 _triton_tiles.middle[grid](
                     self.table, inner, gates, layer, self.batch, *self.ssm_strides, **middle, num_warps=warps
                 )
-                _triton_tiles.leave[grid](stream, self.table, gates, layer, self.batch, **leave, num_warps=warps)
+                _triton_tiles.leave[grid](
+                    stream, self.table, gates, layer, self.batch, *extra, **leave, num_warps=warps
+                )
         # nothing is left to add: no layer is named
         _triton_kernels.end[(self.batch,)](
             out, stream, self.table, self.added, weight, bias, 0, self.batch, final_eps, M=M,
             M_PADDED=self.cut["M_PADDED"], PARTS=self.parts, PARTS_PADDED=self.cut["PARTS_PADDED"],
             **self.types, **self.stream_type, **self.kind, **self.bias, **self.final, num_warps=4,
+        )  # fmt: skip
+
+
+def map_rows(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """Write weight x + bias into `out`, for x (B, width); float32 and dense. A row does not depend on the others."""
+    outputs, K = weight.shape
+    block = 32
+    grid = (triton.cdiv(len(x), FEWEST_ROWS), triton.cdiv(outputs, block))
+    with torch.cuda.device_of(x):
+        _triton_rows.map_rows[grid](
+            out, x, weight, bias, len(x), K=K, OUTPUTS=outputs, ROWS=FEWEST_ROWS, BLOCK=block,
+            CHUNK=min(128, max(16, triton.next_power_of_2(K))), W=TYPES[weight.dtype], PRECISION="tf32x3", num_warps=4,
         )  # fmt: skip

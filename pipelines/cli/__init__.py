@@ -12,6 +12,7 @@ from mamba_seq.pipelines.cli._shell import LazyGroup, Settings
 
 SUBCOMMANDS = {
     "classify": "mamba_seq.pipelines.cli.classify:classify",
+    "generate": "mamba_seq.pipelines.cli.generate:generate",
     "finetune": "mamba_seq.pipelines.cli.finetune:finetune",
     "predict": "mamba_seq.pipelines.cli.predict:predict",
     "evaluate": "mamba_seq.pipelines.cli.evaluate:evaluate",
@@ -29,7 +30,7 @@ SUBCOMMANDS = {
 mamba_seq = LazyGroup(
     name="mamba-seq",
     subcommands=SUBCOMMANDS,
-    help="Classify DNA with Mamba models, and train, measure and share them.\n\n"
+    help="Classify DNA and generate sound with Mamba models, and train, measure and share them.\n\n"
     "Data goes to standard output, everything else to standard error. "
     "Exit codes: 0 done, 1 bad data or failure, 2 wrong usage, 130 interrupted.",
 )

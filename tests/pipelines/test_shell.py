@@ -21,8 +21,8 @@ from mamba_seq.pipelines.cli import _failures, _shell
 from mamba_seq.pipelines.cli._shell import Settings
 
 COMMANDS = [
-    *["classify", "finetune", "predict", "evaluate", "score", "embed", "mutate", "calibrate", "train", "zoo"],
-    *["convert", "info", "bench"],
+    *["classify", "generate", "finetune", "predict", "evaluate", "score", "embed", "mutate", "calibrate", "train"],
+    *["zoo", "convert", "info", "bench"],
 ]
 COMMON = ["--quiet", "--verbose", "--seed", "--device", "--threads", "--debug", "--version", "--help"]
 READING = ["--strand", "--context", "--stride", "--max-windows", "--batch-tokens"]
@@ -46,6 +46,10 @@ OPTIONS = {
     ("classify",): [
         *["--model", "--output", "--format", "--windows", "--kreport", "--report", "--multiqc", "--classified-out"],
         *["--unclassified-out", "--taxonomy", "--min-probability", "--novel", *READING, "--min-length", "--strict"],
+    ],
+    ("generate",): [
+        *["--model", "--output", "--clips", "--seconds", "--label", "--prompt", "--temperature", "--top-k", "--top-p"],
+        *["--format", "--gallery"],
     ],
     ("finetune",): ["--model", "--from-scratch", "--output", "--task", "--tune", "--force", "--max-minutes", *DATA],
     ("predict",): ["--model", "--output", "--strand", "--batch-tokens", *DATA],
@@ -106,7 +110,7 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys\n"
         "from mamba_seq.pipelines.cli import main\n"
         "for words in ('--help', 'classify --help', 'train --help', 'evaluate --help', 'zoo', 'x', 'info --bad', "
-        "'bench --help', 'finetune --help', 'predict --help', 'embed --help', 'mutate --help'):\n"
+        "'bench --help', 'finetune --help', 'predict --help', 'embed --help', 'mutate --help', 'generate --help'):\n"
         "    main(words.split())\n"
         "heavy = {'torch', 'numpy', 'numba', 'triton', 'lightning', 'jsonargparse', 'rich', 'Bio', 'huggingface_hub'}\n"
         "sys.exit(str(sorted(heavy & set(sys.modules))) if heavy & set(sys.modules) else 0)\n"
