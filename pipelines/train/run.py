@@ -41,7 +41,15 @@ from mamba_seq.pipelines.train.job import Job
 from mamba_seq.pipelines.train.language_job import LanguageJob
 from mamba_seq.pipelines.train.metrics import MetricsFile
 from mamba_seq.pipelines.train.module import Training
-from mamba_seq.pipelines.train.recipe import AudioRecipe, BaseRecipe, LanguageRecipe, Recipe, read_recipe
+from mamba_seq.pipelines.train.recipe import (
+    AudioRecipe,
+    BaseRecipe,
+    LanguageRecipe,
+    Recipe,
+    SyntheticRecipe,
+    read_recipe,
+)
+from mamba_seq.pipelines.train.synthetic_job import SyntheticJob
 
 log = logging.getLogger("mamba_seq.train")
 
@@ -97,7 +105,7 @@ def main(
     minutes = checkpoint.minutes
     job.draw_curves(run)
     planned = fields.optim.minutes
-    if step < fields.optim.steps and (planned is None or minutes < planned):
+    if not training.done and step < fields.optim.steps and (planned is None or minutes < planned):
         end = f"of {fields.optim.steps}" if planned is None else f"after {minutes:.1f} of {planned:g} minutes"
         log.info("stopped at step %d %s; the same command goes on", step, end)
         return run
@@ -110,6 +118,8 @@ def make_job(recipe: BaseRecipe) -> Job:
         return AudioJob(recipe)
     if isinstance(recipe, LanguageRecipe):
         return LanguageJob(recipe)
+    if isinstance(recipe, SyntheticRecipe):
+        return SyntheticJob(recipe)
     assert isinstance(recipe, Recipe)
     return DnaJob(recipe)
 
