@@ -1,4 +1,4 @@
-"""What follows the last step of a synthetic task: the saved model, its accuracy at every length, table, pictures, card."""
+"""What follows the last step of a synthetic task: the saved model, its accuracy by length, pictures, card."""
 
 import csv
 import dataclasses
@@ -33,7 +33,8 @@ TABLE, PICTURE = "accuracy.tsv", "accuracy.png"
 
 def finish(model: LanguageModel, recipe: SyntheticRecipe, run: Path, steps: int, minutes: float) -> Path:
     """Save the model, measure it, write table, pictures and card; return the model's folder."""
-    staging = model.save_pretrained(run / STAGING)
+    # small, and a state that is kept for a million positions is not rounded
+    staging = model.save_pretrained(run / STAGING, dtype=torch.float32)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # what is measured is what was stored, rounding included
     saved = cast("LanguageModel", from_pretrained(staging, device))

@@ -50,7 +50,7 @@ class SyntheticJob:
         """Return the training step."""
         language = cast("LanguageModel", model)
         if self.recipe.start_from is None:
-            torch.nn.init.normal_(language.embedding.weight, std=self.recipe.embedding_std)
+            torch.nn.init.normal_(cast("torch.nn.Embedding", language.embedding).weight, std=self.recipe.embedding_std)
         return SyntheticTraining(language, self.recipe)
 
     def draw_curves(self, run: Path) -> None:

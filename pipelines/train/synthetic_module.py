@@ -1,5 +1,6 @@
 """The training step of a synthetic task, and its accuracy at any length, chunk after chunk."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from mamba_seq.heads import LanguageModel
 from mamba_seq.heads.losses import cross_entropy
 from mamba_seq.pipelines.train.module import Training
 from mamba_seq.pipelines.train.synthetic_recipe import LengthsConfig, SyntheticRecipe
+
+log = logging.getLogger("mamba_seq.train")
 
 CPU_TOKENS, GPU_TOKENS = 1 << 16, 1 << 20
 """Tokens that the evaluation has in memory at a time."""
@@ -32,6 +35,8 @@ class SyntheticTraining(Training):
         self.task = recipe.data.make()
         self.solved_validations = 0
         self._right: dict[int, float] = {}
+        self.skipped = 0
+        self._not_finite: list[Tensor] = []
 
     @property
     def done(self) -> bool:
@@ -60,6 +65,17 @@ class SyntheticTraining(Training):
         )
         return loss
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip the gradient's norm; one that is not finite counts as zero, and validation says how many there were."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.optim.grad_clip)
+        bad = ~norm.isfinite()
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(bad, 0)
+        self._not_finite.append(bad)
+
     def validation_step(self, batch: int, batch_idx: int) -> None:
         """Measure the accuracy at one length."""
         right, answers = measure(
@@ -73,16 +89,24 @@ class SyntheticTraining(Training):
         solved = bool(self._right) and min(self._right.values()) >= self.recipe.solved.accuracy
         self.solved_validations = self.solved_validations + 1 if solved else 0
         self._right = {}
+        if self._not_finite:
+            found = int(torch.stack(self._not_finite).sum())
+            self.skipped += found
+            self._not_finite = []
+            if found:
+                log.warning("step %d: %d gradients since the last validation were not finite", self.global_step, found)
         if self.done:
             self.trainer.should_stop = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep how often the task was solved in a row."""
         checkpoint["solved_validations"] = self.solved_validations
+        checkpoint["skipped"] = self.skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on counting."""
         self.solved_validations = checkpoint["solved_validations"]
+        self.skipped = checkpoint["skipped"]
 
 
 @torch.no_grad()
