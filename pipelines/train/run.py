@@ -6,7 +6,7 @@
     RUN/metrics.csv            step,name,value
     RUN/checkpoints/last.ckpt  weights, optimiser, step and minutes: a run that was killed goes on from here
                                (in parts, if asked for: see `checkpoint_files`)
-    RUN/curves.png             loss and accuracy, or bits per sample or base
+    RUN/curves.png             loss and accuracy (of a synthetic task by length), or bits per sample or base
     RUN/baseline.json          the baseline on the test data
     RUN/calibration.json       the calibration of a classifier on validation windows
     RUN/evaluation.json        what the model reaches on them
