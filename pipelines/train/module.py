@@ -39,6 +39,11 @@ class Training(L.LightningModule):
         self.seed = seed
         self.minutes: Callable[[], float] = lambda: 0.0
 
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to learn, and the run ends before its last step."""
+        return False
+
     def seed_step(self) -> None:
         """Seed what a step draws."""
         torch.manual_seed(step_seed(self.seed, self.global_step, self.global_rank))
@@ -74,6 +79,7 @@ class Training(L.LightningModule):
             [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}],
             lr=optim.lr,
             betas=(optim.beta1, optim.beta2),
+            eps=optim.eps,
             fused=self.device.type == "cuda",
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(

@@ -27,6 +27,8 @@ class OptimConfig:
     """Decay of the first moment."""
     beta2: float = 0.95
     """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment. Gradients far below it no longer move anything."""
     grad_clip: float = 1.0
     """Largest norm of the gradient."""
     next_token_weight: float = 0.0
@@ -46,6 +48,8 @@ class OptimConfig:
             raise ValueError(f"optim.min_lr is {self.min_lr}, expected 0 to optim.lr = {self.lr}")
         if not self.grad_clip > 0:
             raise ValueError(f"optim.grad_clip is {self.grad_clip}, expected above 0; inf clips nothing")
+        if not self.eps > 0:
+            raise ValueError(f"optim.eps is {self.eps}, expected above 0")
         for name in ("weight_decay", "next_token_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"optim.{name} is {getattr(self, name)}, expected 0 or more")

@@ -6,7 +6,7 @@
     RUN/metrics.csv            step,name,value
     RUN/checkpoints/last.ckpt  weights, optimiser, step and minutes: a run that was killed goes on from here
                                (in parts, if asked for: see `checkpoint_files`)
-    RUN/curves.png             loss and accuracy, or bits per sample or base
+    RUN/curves.png             loss and accuracy (of a synthetic task by length), or bits per sample or base
     RUN/baseline.json          the baseline on the test data
     RUN/calibration.json       the calibration of a classifier on validation windows
     RUN/evaluation.json        what the model reaches on them
@@ -38,8 +38,16 @@ from mamba_seq.pipelines.train.job import Job
 from mamba_seq.pipelines.train.language_job import LanguageJob
 from mamba_seq.pipelines.train.metrics import MetricsFile
 from mamba_seq.pipelines.train.module import Training
-from mamba_seq.pipelines.train.recipe import AudioRecipe, BaseRecipe, LanguageRecipe, Recipe, read_recipe
+from mamba_seq.pipelines.train.recipe import (
+    AudioRecipe,
+    BaseRecipe,
+    LanguageRecipe,
+    Recipe,
+    SyntheticRecipe,
+    read_recipe,
+)
 from mamba_seq.pipelines.train.starting import begin_with, starting_weights
+from mamba_seq.pipelines.train.synthetic_job import SyntheticJob
 
 log = logging.getLogger("mamba_seq.train")
 
@@ -96,7 +104,7 @@ def main(
     minutes = checkpoint.minutes
     job.draw_curves(run)
     planned = fields.optim.minutes
-    if step < fields.optim.steps and (planned is None or minutes < planned):
+    if not training.done and step < fields.optim.steps and (planned is None or minutes < planned):
         end = f"of {fields.optim.steps}" if planned is None else f"after {minutes:.1f} of {planned:g} minutes"
         log.info("stopped at step %d %s; the same command goes on", step, end)
         return run
@@ -109,6 +117,8 @@ def make_job(recipe: BaseRecipe) -> Job:
         return AudioJob(recipe)
     if isinstance(recipe, LanguageRecipe):
         return LanguageJob(recipe)
+    if isinstance(recipe, SyntheticRecipe):
+        return SyntheticJob(recipe)
     assert isinstance(recipe, Recipe)
     return DnaJob(recipe)
 
