@@ -22,7 +22,6 @@ import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from mamba_seq.kernels._triton_math import steady_exp2
 from mamba_seq.kernels.selective_scan._gluon_tiles import (
     LOG2E,
     SIZES,
@@ -280,7 +279,7 @@ def pass_states(
         for i in tl.static_range(UNROLL):
             k = (first + i).to(tl.int64) * towards
             here = inside & (first + i < n_chunks)
-            decays = decays + (steady_exp2(tl.load(sums + k * channels, mask=here, other=0.0) * a2),)
+            decays = decays + (tl.exp2(tl.load(sums + k * channels, mask=here, other=0.0) * a2),)
             added = added + (tl.load(states + (k + towards) * slot, mask=here, other=0.0),)
         for i in tl.static_range(UNROLL):
             k = (first + i).to(tl.int64) * towards

@@ -51,10 +51,18 @@ class Training(L.LightningModule):
     def log_row(self, values: Callable[[], dict[str, float]]) -> None:
         """Write a row of the log, if this step has one: making the values synchronises with the GPU.
 
-        Lightning would write it some steps later.
+        Lightning would write it some steps later. On a GPU the most memory since the row before is written too.
         """
         if self.global_step % self.log_every == 0 and isinstance(self.logger, MetricsFile):
-            self.logger.write(self.global_step, values())
+            self.logger.write(self.global_step, values() | self.peak_memory())
+
+    def peak_memory(self) -> dict[str, float]:
+        """Return the most that torch had allocated since the last call, in 10^9 bytes; nothing on a CPU."""
+        if self.device.type != "cuda":
+            return {}
+        peak = torch.cuda.max_memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return {"memory_gb": peak / 1e9}
 
     @property
     def rate(self) -> float:
