@@ -41,7 +41,8 @@ from mamba_seq.pipelines.train.job import Job
 from mamba_seq.pipelines.train.language_job import LanguageJob
 from mamba_seq.pipelines.train.metrics import MetricsFile
 from mamba_seq.pipelines.train.module import Training
-from mamba_seq.pipelines.train.recipe import AudioRecipe, BaseRecipe, LanguageRecipe, Recipe, read_recipe
+from mamba_seq.pipelines.train.recipe import AudioRecipe, BaseRecipe, LanguageRecipe, Recipe, WordRecipe, read_recipe
+from mamba_seq.pipelines.train.word_job import WordJob
 
 log = logging.getLogger("mamba_seq.train")
 
@@ -108,6 +109,8 @@ def make_job(recipe: BaseRecipe) -> Job:
     """Return the job of a recipe."""
     if isinstance(recipe, AudioRecipe):
         return AudioJob(recipe)
+    if isinstance(recipe, WordRecipe):
+        return WordJob(recipe)
     if isinstance(recipe, LanguageRecipe):
         return LanguageJob(recipe)
     assert isinstance(recipe, Recipe)
