@@ -92,7 +92,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     allowed: dict[str, type] = {}
     while True:
         try:
-            stubs = [(stub, name) for name, stub in allowed.items()]
+            stubs: list[Any] = [(stub, name) for name, stub in allowed.items()]
             with torch.serialization.safe_globals(stubs), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Detected pickle protocol")
                 loaded = torch.load(path, map_location="cpu", weights_only=True)

@@ -5,6 +5,7 @@ import pickle
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 from mamba_seq.errors import ModelError
 from mamba_seq.pipelines.speech import sc09
 from mamba_seq.pipelines.speech.classifier import load_classifier
-from mamba_seq.pipelines.speech.sc09_checkpoint import convert_sc09, load_sc09
+from mamba_seq.pipelines.speech.sc09_checkpoint import _tensors, convert_sc09, load_sc09
 
 CPU = torch.device("cpu")
 
@@ -29,11 +30,8 @@ def network() -> sc09.SC09ResNeXt:
     return network.eval()
 
 
-def save(network: nn.Module, path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the release has it: a DataParallel of a module whose classes are at models.resnext; or its tensors."""
-    if form == "tensors":
-        torch.save({f"module.{name}": tensor for name, tensor in network.state_dict().items()}, path)
-        return
+def save(network: nn.Module, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the release has it: a DataParallel of a module whose classes are at models.resnext."""
     names = {sc09.SC09ResNeXt: "CifarResNeXt", sc09._Bottleneck: "ResNeXtBottleneck"}
     theirs = {cls: type(name, (cls,), {"__module__": "models.resnext"}) for cls, name in names.items()}
     module = types.ModuleType("models.resnext")
@@ -46,12 +44,11 @@ def save(network: nn.Module, path: Path, form: str, monkeypatch: pytest.MonkeyPa
     torch.save(nn.DataParallel(copied), path)
 
 
-@pytest.mark.parametrize("form", ["module", "tensors"])
 def test_a_checkpoint_becomes_a_safe_folder(
-    network: sc09.SC09ResNeXt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+    network: sc09.SC09ResNeXt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        save(network, tmp_path / "resnext.pth", form, patch)
+        save(network, tmp_path / "resnext.pth", patch)
     folder = convert_sc09(tmp_path / "resnext.pth", tmp_path / "sc09")
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
     x = torch.randn(3, 1, 32, 32)
@@ -61,9 +58,16 @@ def test_a_checkpoint_becomes_a_safe_folder(
     assert (features.shape, logits.shape) == ((3, 1024), (3, 10))
     assert torch.equal(features, expected[0])
     assert torch.equal(logits, expected[1])
+    (tmp_path / "resnext.pth").unlink()
     classifier = load_classifier(str(folder), CPU)
     assert classifier.labels == sc09.DIGITS
     assert classifier(torch.randn(1, 16000))[0].shape == (1, 1024)
+
+
+@pytest.mark.parametrize("inside", [lambda x: x, lambda x: {"state_dict": x, "epoch": 3}])
+def test_a_dict_of_tensors_will_do(tmp_path: Path, inside: Any) -> None:
+    torch.save(inside({"module.a": torch.ones(2)}), tmp_path / "x.pth")
+    assert list(_tensors(tmp_path / "x.pth")) == ["module.a"]
 
 
 class Evil:
