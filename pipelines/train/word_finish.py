@@ -78,7 +78,7 @@ def make_record(
     }[recipe.data.split]
     training = data.splits.of("train")
     if recipe.data.test_files:
-        held_out = f"for the test {' and '.join(recipe.data.test_files)}"
+        held_out = "for the test " + ", ".join(f"`{pattern}`" for pattern in recipe.data.test_files)
     return {
         "name": recipe.name,
         "summary": recipe.summary,
