@@ -95,6 +95,9 @@ class ModelConfig:
     """Name of the codec that turns sound into tokens, such as "mu-law-8bit-minmax"; None when the input is no sound."""
     sample_rate: int | None = None
     """Samples of sound a second; None when the input is no sound."""
+    features: str | None = None
+    """Name of the features of sound that are the numbers of the input, such as "log-mel-40band-12.5ms-3600hz"; None
+    when the caller brings numbers, or the input is tokens."""
     labels: list[str] = dataclasses.field(default_factory=list)
     """Names of the classes, targets or, for CTC, symbols, in the order of the outputs (CTC has the blank before them);
     for a language model, of the classes that it can be asked for, if there are any."""
@@ -162,10 +165,15 @@ class ModelConfig:
                 f"vocab_size is {self.vocab_size} and input_features {self.input_features}, expected one of them: "
                 "the input is tokens or numbers"
             )
-        if (self.codec is None) != (self.sample_rate is None):
+        if (self.codec is None and self.features is None) != (self.sample_rate is None):
             raise ValueError(
-                f"codec is {self.codec!r} and sample_rate {self.sample_rate}, expected both, or none: a model of sound "
-                "needs the two to read and to write it"
+                f"codec is {self.codec!r}, features is {self.features!r} and sample_rate {self.sample_rate}, expected "
+                "sample_rate with one of the others, or none: a model of sound needs the two to read and to write it"
+            )
+        if self.features is not None and (self.codec is not None or self.input_features is None):
+            raise ValueError(
+                f"features is {self.features!r} with codec {self.codec!r} and input_features {self.input_features}, "
+                "expected no codec, and how many numbers they are"
             )
         self._check_complement()
         if self.task == "language-model" and self.vocab_size is None:

@@ -1,4 +1,4 @@
-"""`mamba-seq evaluate`: accuracy on genomes of known class, or the metrics of the task on labelled sequences."""
+"""`mamba-seq evaluate`: accuracy on genomes of known class, metrics of labelled sequences, or scores of sound."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 @click.option(
     "--unknown", metavar="FOLDER", help="Like DATA, genomes of none of the model's classes, to be called novel."
 )
+@click.option("--real", metavar="FOLDER", help="DATA is generated speech: compare it with these recordings.")
+@click.option("--json", "json_file", metavar="FILE", help="Of sound: also write all that was measured as JSON.")
 @reading_options
 @data_options
 @click.pass_obj
@@ -54,9 +56,11 @@ def evaluate(
     batch_tokens: int | None,
     records: bool,
     only: str | None,
+    real: str | None,
+    json_file: str | None,
     **options: Any,
 ) -> None:
-    """Measure how good MODEL is on DATA: genomes of known class, or labelled sequences.
+    """Measure how good MODEL is on DATA: genomes of known class, labelled sequences, or sound.
 
     DATA may be a folder with a folder of genomes (FASTA) for each class. Random windows are read as classify would
     read them. Every length gets a row for all classes and one for each, with 95 % Wilson intervals that take no more
@@ -64,7 +68,21 @@ def evaluate(
 
     A file, or a folder with --records, is labelled sequences in any form that finetune takes: the metrics of the
     model's task, with bootstrapped 95 % intervals.
+
+    A folder of sound is generated speech, if MODEL hears words (by default digits-classifier.mel): Frechet distance
+    to --real recordings, Inception Scores, AM score, and how often the label that clips.tsv or a clip's folder names
+    is heard. Or it is recordings, if MODEL makes waveforms: bits per sample by split (of --splits, or the collection's
+    own; --only one of them), beside the histogram of levels.
     """
+    from mamba_seq.pipelines.cli._evaluate_sound import evaluate_sound, is_sound
+
+    asked = _said("model")
+    if is_sound(data, model if asked else None, real, records):
+        sound = {"splits": splits, "only": only, "real": real, "json_file": json_file}
+        evaluate_sound(settings, data, model if asked else None, output, format_, **sound)
+        return
+    if json_file is not None:
+        raise click.UsageError("--json is for sound; use --format json.")
     if records or only or not Path(data).is_dir() or any(value not in (None, ()) for value in options.values()):
         _evaluate_records(settings, data, model, output, format_, strand, batch_tokens, only, options)
         return
@@ -148,3 +166,9 @@ def _evaluate_records(
         text = "\n".join(["metric\tvalue\tlow\thigh\texamples", *lines]) + "\n"
     with open_output(output) as sink:
         sink.write(text.encode())
+
+
+def _said(option: str) -> bool:
+    """Whether an option was given on the command line."""
+    source = click.get_current_context().get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"

@@ -10,6 +10,7 @@ from jinja2 import Environment, StrictUndefined
 
 CARD = Path(__file__).with_name("card.md.jinja")
 AUDIO_CARD = Path(__file__).with_name("audio_card.md.jinja")
+WORD_CARD = Path(__file__).with_name("word_card.md.jinja")
 LANGUAGE_CARD = Path(__file__).with_name("language_card.md.jinja")
 SYNTHETIC_CARD = Path(__file__).with_name("synthetic_card.md.jinja")
 

@@ -208,9 +208,10 @@ def make_record(
 def hardware(precision: str) -> dict[str, str]:
     """Return what a run of a recipe's precision computes on, and how, for the record."""
     gpu = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} threads of a {platform.machine()} CPU"
+    cpu = f"{torch.get_num_threads()} threads of a {platform.machine()} CPU"
+    device = f"one {torch.cuda.get_device_name()}" if gpu else cpu
     reduced = precision == "bf16" or (precision == "auto" and gpu)
-    return {"hardware": f"one {device}", "precision": "bf16 mixed precision" if reduced else "float32"}
+    return {"hardware": device, "precision": "bf16 mixed precision" if reduced else "float32"}
 
 
 def versions() -> str:

@@ -8,8 +8,8 @@ import numpy as np
 from mamba_seq.pipelines.train.metrics import read_metrics
 
 
-def plot_curves(metrics: Path, picture: Path) -> None:
-    """Draw loss (left) and accuracy (right) against the step, training smoothed over 25 logged rows."""
+def plot_curves(metrics: Path, picture: Path, unit: str = "bases") -> None:
+    """Draw loss (left) and accuracy (right) against the step, training smoothed over 25 rows; lengths are in `unit`."""
     from matplotlib.figure import Figure
 
     series: dict[str, list[tuple[int, float]]] = defaultdict(list)
@@ -25,7 +25,7 @@ def plot_curves(metrics: Path, picture: Path) -> None:
                 axis.plot(steps, smoothed(values, 25), color="0.6", label="training")
             else:
                 length = int(name.split("_")[1])
-                axis.plot(steps, values, marker=".", label=f"validation, {length:,} bases")
+                axis.plot(steps, values, marker=".", label=f"validation, {length:,} {unit}")
         axis.set(xlabel="step", ylabel=what)
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)

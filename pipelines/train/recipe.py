@@ -18,6 +18,7 @@ from mamba_seq.pipelines.train.audio_recipe import AudioRecipe
 from mamba_seq.pipelines.train.language_recipe import LanguageRecipe
 from mamba_seq.pipelines.train.recipe_fields import BaseRecipe, DnaRecipe, OptimConfig
 from mamba_seq.pipelines.train.synthetic_recipe import SyntheticRecipe
+from mamba_seq.pipelines.train.word_recipe import WordRecipe
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -30,6 +31,7 @@ __all__ = [
     "OptimConfig",
     "Recipe",
     "SyntheticRecipe",
+    "WordRecipe",
     "read_recipe",
     "recipe_parser",
 ]
@@ -96,7 +98,12 @@ class Recipe(DnaRecipe):
             raise ValueError(f"context is {self.context}, expected at least 1")
 
 
-KINDS: dict[str, type[BaseRecipe]] = {"dna": Recipe, "audio": AudioRecipe, "synthetic": SyntheticRecipe}
+KINDS: dict[str, type[BaseRecipe]] = {
+    "dna": Recipe,
+    "audio": AudioRecipe,
+    "words": WordRecipe,
+    "synthetic": SyntheticRecipe,
+}
 """What a recipe's `kind` may be; one that says nothing is of DNA."""
 DNA_TASKS: dict[str, type[BaseRecipe]] = {"sequence-classification": Recipe, "language-model": LanguageRecipe}
 """What the `task` of a recipe of DNA may be; one that says nothing is of a classifier."""
@@ -124,8 +131,8 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> tuple[Any, str]:
     """Read a recipe file with overrides such as ["--optim.lr", "1e-3"]; `--print_config` prints it and exits.
 
     Returns:
-        The recipe, a `Recipe`, `LanguageRecipe`, `AudioRecipe` or `SyntheticRecipe` as its `kind` and `task` say, and
-        the YAML text of all its fields.
+        The recipe, a `Recipe`, `LanguageRecipe`, `AudioRecipe`, `WordRecipe` or `SyntheticRecipe` as its `kind` and
+        `task` say, and the YAML text of all its fields.
 
     Raises:
         RecipeError: for a value out of its range. A field of another name or type ends the process with exit code 2,

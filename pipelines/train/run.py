@@ -44,10 +44,12 @@ from mamba_seq.pipelines.train.recipe import (
     LanguageRecipe,
     Recipe,
     SyntheticRecipe,
+    WordRecipe,
     read_recipe,
 )
 from mamba_seq.pipelines.train.starting import begin_with, starting_weights
 from mamba_seq.pipelines.train.synthetic_job import SyntheticJob
+from mamba_seq.pipelines.train.word_job import WordJob
 
 log = logging.getLogger("mamba_seq.train")
 
@@ -115,6 +117,8 @@ def make_job(recipe: BaseRecipe) -> Job:
     """Return the job of a recipe."""
     if isinstance(recipe, AudioRecipe):
         return AudioJob(recipe)
+    if isinstance(recipe, WordRecipe):
+        return WordJob(recipe)
     if isinstance(recipe, LanguageRecipe):
         return LanguageJob(recipe)
     if isinstance(recipe, SyntheticRecipe):

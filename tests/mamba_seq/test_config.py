@@ -100,7 +100,7 @@ def test_a_model_of_sound_says_codec_and_rate(tmp_path: Path) -> None:
     assert json.loads(config.to_json())["backbone"]["architecture"] == "sashimi"
     assert ModelConfig.from_json_file(tmp_path / "config.json") == config
     for half in ({"codec": "mu-law-8bit-minmax"}, {"sample_rate": 16000}):
-        with pytest.raises(ValueError, match=r"codec is .* and sample_rate .*, expected both, or none"):
+        with pytest.raises(ValueError, match=r"codec is .* and sample_rate .*, expected sample_rate with one"):
             ModelConfig(backbone=backbone, **half, **fields)
 
 

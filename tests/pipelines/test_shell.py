@@ -55,7 +55,7 @@ OPTIONS = {
     ("predict",): ["--model", "--output", "--strand", "--batch-tokens", *DATA],
     ("evaluate",): [
         *["--model", "--output", "--format", "--lengths", "--per-class", "--splits", "--records", "--only"],
-        *["--novel", "--unknown", *READING],
+        *["--novel", "--unknown", "--real", "--json", *READING],
         *DATA,
     ],
     ("score",): ["--model", "--output", "--format", "--strand", "--context", "--batch-tokens"],
