@@ -16,8 +16,8 @@ from mamba_seq.kernels._checks import (
     check_taps,
 )
 from mamba_seq.kernels._dispatch import choose
-from mamba_seq.kernels._library import is_traced
-from mamba_seq.kernels.causal_conv1d.function import CausalConv1d
+from mamba_seq.kernels._library import is_traced, wants_gradient
+from mamba_seq.kernels.causal_conv1d.function import CausalConv1d, run
 from mamba_seq.kernels.causal_conv1d.library import CONV, UPDATE, update
 from mamba_seq.kernels.causal_conv1d.reference import causal_conv1d_reference, last_inputs
 
@@ -62,8 +62,11 @@ def causal_conv1d(
         if cu_seqlens is not None:
             check_boundaries(cu_seqlens, x.shape[1])
         chosen = choose("causal_conv1d", backend, x)
-        plain = chosen == "reference" or x.shape[1] == 0
-        y = causal_conv1d_reference(*arguments) if plain else CausalConv1d.apply(*arguments, chosen)
+        if chosen == "reference" or x.shape[1] == 0:
+            y = causal_conv1d_reference(*arguments)
+        else:
+            convolve = CausalConv1d.apply if wants_gradient(x, weight, bias, initial_state) else run
+            y = convolve(*arguments, chosen)
     return (y, last_inputs(x, weight.shape[1], initial_state, cu_seqlens)) if return_final_state else y
 
 
