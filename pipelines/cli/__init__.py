@@ -19,6 +19,7 @@ SUBCOMMANDS = {
     "calibrate": "mamba_seq.pipelines.cli.calibrate:calibrate",
     "train": "mamba_seq.pipelines.cli.train:train",
     "zoo": "mamba_seq.pipelines.cli.zoo:zoo",
+    "push": "mamba_seq.pipelines.cli.push:push",
     "convert": "mamba_seq.pipelines.cli.convert:convert",
     "info": "mamba_seq.pipelines.cli.info:info",
     "bench": "mamba_seq.pipelines.cli.bench:bench",

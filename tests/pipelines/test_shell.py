@@ -21,7 +21,8 @@ from mamba_seq.pipelines.cli import _failures, _shell
 from mamba_seq.pipelines.cli._shell import Settings
 
 COMMANDS = [
-    *["classify", "finetune", "predict", "evaluate", "score", "calibrate", "train", "zoo", "convert", "info", "bench"],
+    *["classify", "finetune", "predict", "evaluate", "score", "calibrate", "train", "zoo", "push", "convert", "info"],
+    "bench",
 ]
 COMMON = ["--quiet", "--verbose", "--seed", "--device", "--threads", "--debug", "--version", "--help"]
 READING = ["--strand", "--context", "--stride", "--max-windows", "--batch-tokens"]
@@ -60,6 +61,7 @@ OPTIONS = {
     ("zoo", "list"): [],
     ("zoo", "show"): ["--json"],
     ("zoo", "export"): [],
+    ("push",): ["--private", "--license", "--message"],
     ("convert",): ["--to"],
     ("info",): ["--no-compile"],
     ("bench",): [
