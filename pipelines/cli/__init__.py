@@ -16,6 +16,7 @@ SUBCOMMANDS = {
     "predict": "mamba_seq.pipelines.cli.predict:predict",
     "evaluate": "mamba_seq.pipelines.cli.evaluate:evaluate",
     "score": "mamba_seq.pipelines.cli.score:score",
+    "generate-text": "mamba_seq.pipelines.cli.generate_text:generate_text",
     "calibrate": "mamba_seq.pipelines.cli.calibrate:calibrate",
     "train": "mamba_seq.pipelines.cli.train:train",
     "zoo": "mamba_seq.pipelines.cli.zoo:zoo",

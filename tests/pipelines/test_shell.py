@@ -21,8 +21,8 @@ from mamba_seq.pipelines.cli import _failures, _shell
 from mamba_seq.pipelines.cli._shell import Settings
 
 COMMANDS = [
-    *["classify", "finetune", "predict", "evaluate", "score", "calibrate", "train", "zoo", "push", "convert", "info"],
-    "bench",
+    *["classify", "finetune", "predict", "evaluate", "score", "generate-text", "calibrate", "train", "zoo", "push"],
+    *["convert", "info", "bench"],
 ]
 COMMON = ["--quiet", "--verbose", "--seed", "--device", "--threads", "--debug", "--version", "--help"]
 READING = ["--strand", "--context", "--stride", "--max-windows", "--batch-tokens"]
@@ -55,6 +55,9 @@ OPTIONS = {
         *DATA,
     ],
     ("score",): ["--model", "--output", "--format", "--strand", "--context", "--batch-tokens"],
+    ("generate-text",): [
+        *["--text", "--model", "--output", "--max-tokens", "--temperature", "--top-k", "--top-p", "--stop", "--echo"],
+    ],
     ("calibrate",): ["--model", "--output", "--lengths", "--per-class", "--splits", *READING],
     ("train",): ["--output", "--force", "--max-minutes", "--checkpoint-mib"],
     ("zoo",): [],
@@ -86,7 +89,7 @@ def test_help_lists_exactly_the_frozen_options(run: Any, path: tuple[str, ...]) 
 
 def test_help_names_every_command(run: Any) -> None:
     result = run("-h")
-    assert re.findall(r"^  (\w+)  ", result.out.split("Commands:")[1], flags=re.MULTILINE) == COMMANDS
+    assert re.findall(r"^  ([\w-]+)  ", result.out.split("Commands:")[1], flags=re.MULTILINE) == COMMANDS
 
 
 def test_no_arguments_show_the_help_as_wrong_usage(run: Any) -> None:
