@@ -21,6 +21,7 @@ SUBCOMMANDS = {
     "train": "mamba_seq.pipelines.cli.train:train",
     "zoo": "mamba_seq.pipelines.cli.zoo:zoo",
     "push": "mamba_seq.pipelines.cli.push:push",
+    "export": "mamba_seq.pipelines.cli.export:export",
     "convert": "mamba_seq.pipelines.cli.convert:convert",
     "info": "mamba_seq.pipelines.cli.info:info",
     "bench": "mamba_seq.pipelines.cli.bench:bench",

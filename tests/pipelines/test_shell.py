@@ -22,7 +22,7 @@ from mamba_seq.pipelines.cli._shell import Settings
 
 COMMANDS = [
     *["classify", "finetune", "predict", "evaluate", "score", "generate-text", "calibrate", "train", "zoo", "push"],
-    *["convert", "info", "bench"],
+    *["export", "convert", "info", "bench"],
 ]
 COMMON = ["--quiet", "--verbose", "--seed", "--device", "--threads", "--debug", "--version", "--help"]
 READING = ["--strand", "--context", "--stride", "--max-windows", "--batch-tokens"]
@@ -65,6 +65,7 @@ OPTIONS = {
     ("zoo", "show"): ["--json"],
     ("zoo", "export"): [],
     ("push",): ["--private", "--license", "--message"],
+    ("export",): ["--output", "--length", "--mask"],
     ("convert",): ["--to"],
     ("info",): ["--no-compile"],
     ("bench",): [
