@@ -3,8 +3,7 @@
 The operators of `library.py` are this package's own: a program that calls them needs it, and ONNX has no such thing.
 Here the sequence is cut into chunks of `CHUNK` steps, a loop over the chunks carries the state (torch's scan, ONNX's
 Scan), and inside a chunk the recurrence is a parallel prefix (Hillis and Steele, 1986): log2(CHUNK) rounds that double
-how far back each position has looked. Decays are only ever multiplied, as sums of logarithms below 0, so nothing
-overflows.
+how far back each position has looked. Decays are at most 1 and only ever multiplied, so nothing overflows.
 
 Shapes: B batch, L length, D channels, N state size, G groups, T = CHUNK, C chunks.
 """
@@ -17,8 +16,9 @@ from torch._higher_order_ops.scan import scan
 from mamba_seq.kernels._checks import parameter_dtypes
 from mamba_seq.kernels.selective_scan.reference import discretisation_step, over_channels
 
-CHUNK = 64
-"""Steps of a chunk. The loop's body has B * CHUNK * D * N numbers in memory a few times over."""
+CHUNK = 16
+"""Steps of a chunk, a power of two. Fewer are fewer rounds and more turns of the loop: of 8 to 64, for one sequence and
+eight of them, 8 is the fastest in ONNX and 32 and 8 in torch (docs/log.md)."""
 
 
 def selective_scan_exportable(
@@ -88,18 +88,18 @@ def _one_chunk(state: Tensor, A: Tensor, x: Tensor, dt: Tensor, B: Tensor, C: Te
         B: (B, T, 1 or D, N).
         C: like B.
     """
-    log_decay = dt[..., None] * A  # (B, T, D, N)
+    decay = torch.exp(dt[..., None] * A)  # (B, T, D, N), over the steps that are gathered so far
     gathered = (dt * x)[..., None] * B
     back = 1
     while back < CHUNK:
         # each position takes in what the one `back` steps before it has gathered; before the chunk is nothing
-        gathered = gathered + torch.exp(log_decay) * _moved(gathered, back)
-        log_decay = log_decay + _moved(log_decay, back)
+        gathered = gathered + decay * _moved(gathered, back, 0.0)
+        decay = decay * _moved(decay, back, 1.0)
         back *= 2
-    states = torch.exp(log_decay) * state[:, None] + gathered
+    states = decay * state[:, None] + gathered
     return states[:, -1].clone(memory_format=torch.contiguous_format), (states * C).sum(-1)
 
 
-def _moved(steps: Tensor, by: int) -> Tensor:
-    """Move (B, T, D, N) by some steps towards the end, zeros coming in in front."""
-    return F.pad(steps, (0, 0, 0, 0, by, 0))[:, :CHUNK]
+def _moved(steps: Tensor, by: int, front: float) -> Tensor:
+    """Move (B, T, D, N) by some steps towards the end, a value coming in in front."""
+    return F.pad(steps, (0, 0, 0, 0, by, 0), value=front)[:, :CHUNK]
