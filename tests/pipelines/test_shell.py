@@ -104,7 +104,7 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys\n"
         "from mamba_seq.pipelines.cli import main\n"
         "for words in ('--help', 'classify --help', 'train --help', 'evaluate --help', 'zoo', 'x', 'info --bad', "
-        "'bench --help', 'finetune --help', 'predict --help'):\n"
+        "'bench --help', 'finetune --help', 'predict --help', 'push --help', 'export --help', 'generate-text --help'):\n"
         "    main(words.split())\n"
         "heavy = {'torch', 'numpy', 'numba', 'triton', 'lightning', 'jsonargparse', 'rich', 'Bio', 'huggingface_hub'}\n"
         "sys.exit(str(sorted(heavy & set(sys.modules))) if heavy & set(sys.modules) else 0)\n"
