@@ -50,7 +50,7 @@ class SavedModel:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: stored(name, tensor, dtype) for name, tensor in cast("nn.Module", self).state_dict().items()}
         metadata = {"format": "pt", _WRITTEN_WITH: json.dumps(dataclasses.asdict(self.config))}
-        write_whole(folder / WEIGHTS_FILE, save(tensors, metadata=metadata))
+        write_whole(folder / WEIGHTS_FILE, _with_metadata(save(tensors), metadata))
         write_whole(folder / CONFIG_FILE, self.config.to_json().encode())
         if card is not None:
             write_whole(folder / CARD_FILE, card.encode())
@@ -159,6 +159,14 @@ def stored(name: str, tensor: Tensor, dtype: torch.dtype = torch.bfloat16) -> Te
     if tensor.is_floating_point():
         tensor = tensor.to(torch.float32 if _always_float32(name) else dtype)
     return tensor.detach().cpu().contiguous()
+
+
+def _with_metadata(data: bytes, metadata: dict[str, str]) -> bytes:
+    """Put metadata into the header of a safetensors file, in their order: safetensors' own is another at every call."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps({"__metadata__": metadata, **json.loads(data[8 : 8 + size])}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # what follows is aligned
+    return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
 def _always_float32(name: str) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mamba_seq import LanguageModel, ModelError, SequenceClassifier, UnknownModelError, from_pretrained
@@ -68,6 +69,13 @@ def test_stored_types(make_classifier: Make, tmp_path: Path) -> None:
         exact = name.rpartition(".")[2] in ("A_log", "D", "dt_bias")
         assert tensor.dtype == (torch.float32 if exact else torch.bfloat16), name
     assert all(p.dtype == torch.float32 for p in from_pretrained(tmp_path).parameters())
+
+
+def test_the_same_model_gives_the_same_bytes(make_classifier: Make, tmp_path: Path) -> None:
+    paths = [make_classifier().save_pretrained(tmp_path / str(i)) / "model.safetensors" for i in range(8)]
+    assert len({path.read_bytes() for path in paths}) == 1
+    with safe_open(paths[0], framework="pt") as file:
+        assert file.metadata()["format"] == "pt"
 
 
 def test_a_folder_without_weights_is_refused(make_classifier: Make, tmp_path: Path) -> None:
