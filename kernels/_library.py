@@ -6,7 +6,9 @@ generated autograd node costs some 50 microseconds a call, several times what a 
 to the same functions directly.
 """
 
-from collections.abc import Callable, Iterable
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from torch.autograd.function import once_differentiable
 
 NAMESPACE = "mamba_seq"
 
+_EXPORTING = threading.local()
 _LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
 
@@ -40,6 +43,25 @@ def differentiable(name: str, setup_context: Callable[..., None], formula: Calla
     """Give operator `name` its gradient; the formula calls an operator without one, so there is no second."""
     once: Callable[..., Any] = once_differentiable(formula)
     torch.library.register_autograd(f"{NAMESPACE}::{name}", once, setup_context=setup_context, lib=_LIBRARY)
+
+
+@contextlib.contextmanager
+def plain_operators() -> Iterator[None]:
+    """Let the scan and the convolution be made of operators that every exported program has, not of this package's.
+
+    For `torch.export`, in this thread; without gradients, and for what a model reads from front to back.
+    """
+    before = exports()
+    _EXPORTING.on = True
+    try:
+        yield
+    finally:
+        _EXPORTING.on = before
+
+
+def exports() -> bool:
+    """Tell whether a call has to be made of plain operators."""
+    return getattr(_EXPORTING, "on", False)
 
 
 def is_traced() -> bool:

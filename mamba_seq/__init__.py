@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mamba_seq.backbone import Backbone
     from mamba_seq.block import Mamba, MambaState
     from mamba_seq.config import MambaConfig, ModelConfig, SaShiMiConfig
-    from mamba_seq.errors import ModelError, UnknownModelError
+    from mamba_seq.errors import HubError, ModelError, UnknownModelError
     from mamba_seq.heads import (
         CTCModel,
         LanguageModel,
@@ -46,6 +46,7 @@ _HOME = {
     "from_pretrained": "loading",
     "export_hf": "interop",
     "export_mamba_ssm": "interop",
+    "HubError": "errors",
     "ModelError": "errors",
     "UnknownModelError": "errors",
 }
@@ -53,6 +54,7 @@ _HOME = {
 __all__ = [
     "Backbone",
     "CTCModel",
+    "HubError",
     "LanguageModel",
     "Mamba",
     "MambaConfig",

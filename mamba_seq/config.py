@@ -7,6 +7,7 @@ alphabet or codec, the label names in order, the context. It is the `config.json
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -237,6 +238,7 @@ class ModelConfig:
             raise ModelError(
                 f"{path} is not a mamba-seq config: expected an object with 'task', 'backbone', 'vocab_size'"
             )
+        _check_version(fields.get("mamba_seq_version"), path)
         backbone = fields.pop("backbone")
         # a stack of blocks has no such field: it was there before there was anything to tell it from
         kind: type[BackboneConfig] = SaShiMiConfig if "architecture" in backbone else MambaConfig
@@ -245,6 +247,21 @@ class ModelConfig:
             return cls(backbone=kind(**backbone), **_known_fields(cls, fields, path))
         except (TypeError, ValueError) as error:
             raise ModelError(f"{path} does not describe a model: {error}") from error
+
+
+def _check_version(written: Any, path: Path) -> None:
+    """Refuse a config that a later minor version wrote: its fields may mean something else."""
+    if written is None:  # not there before it was there
+        return
+    match = re.match(r"(\d+)\.(\d+)", written) if isinstance(written, str) else None
+    if match is None:
+        raise ModelError(f"{path}: mamba_seq_version is {written!r}, expected a version such as {__version__!r}")
+    here = tuple(map(int, __version__.split(".")[:2]))
+    if tuple(map(int, match.groups())) > here:
+        raise ModelError(
+            f"{path} was written by mamba-seq {written}, which is newer than this {__version__} and may mean other "
+            "things by it; upgrade: pip install --upgrade mamba-seq"
+        )
 
 
 def _known_fields(config: type, fields: dict[str, Any], path: Path) -> dict[str, Any]:

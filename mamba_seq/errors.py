@@ -7,3 +7,7 @@ class ModelError(ValueError):
 
 class UnknownModelError(ModelError):
     """A name that is neither a zoo model, nor a folder, nor on the hub."""
+
+
+class HubError(ModelError):
+    """A model could not be fetched from the hub, or published there."""

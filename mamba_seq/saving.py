@@ -4,7 +4,10 @@ Weights are stored in bfloat16, except those that must not lose precision (A_log
 loaded in float32. Nothing is unpickled. `mamba_seq.loading` finds such a folder and makes the model of it.
 """
 
+import dataclasses
+import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +22,10 @@ WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 FLOAT32_PARAMETERS = ("A_log", "A_imag", "B", "C", "D", "dt_bias")
 """Last parts of the names of parameters that the scans take in float32, and that stay and are stored so."""
+_WRITTEN_WITH = "mamba_seq_config"
+"""In the weights' metadata: the config that they were saved with."""
+_FREE = ("calibration", "taxonomy", "context", "strand", "mamba_seq_version")
+"""Fields that change nothing of what a model computes, and that `calibrate` and people write into a config later."""
 
 
 class SavedModel:
@@ -42,11 +49,68 @@ class SavedModel:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: stored(name, tensor, dtype) for name, tensor in cast("nn.Module", self).state_dict().items()}
-        write_whole(folder / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
+        metadata = {"format": "pt", _WRITTEN_WITH: json.dumps(dataclasses.asdict(self.config))}
+        write_whole(folder / WEIGHTS_FILE, _with_metadata(save(tensors), metadata))
         write_whole(folder / CONFIG_FILE, self.config.to_json().encode())
         if card is not None:
             write_whole(folder / CARD_FILE, card.encode())
         return folder
+
+    def push_to_hub(
+        self, name: str, *, private: bool = False, card: str | None = None, message: str | None = None
+    ) -> str:
+        """Publish the model on the Hugging Face hub, all of its files in one commit.
+
+        Args:
+            name: owner/name; made if it is not there.
+            private: make it one that only its owner sees.
+            card: text of README.md; one of what the config says when None.
+            message: of the commit.
+
+        Returns:
+            The address of the model.
+
+        Raises:
+            UnknownModelError: for a name of another form.
+            HubError: when the hub refuses, or cannot be reached. It takes a token from HF_TOKEN or 'hf auth login'.
+        """
+        from mamba_seq.hub import push_folder
+        from mamba_seq.hub_card import plain_card
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, card=plain_card(self.config, name) if card is None else card)
+            return push_folder(Path(folder), name, private=private, message=message)
+
+
+def check_unedited(config: ModelConfig, folder: Path) -> None:
+    """Refuse a config whose fields say something else of the weights than when these were saved.
+
+    Names that were swapped, or another way of pooling, fit the weights' shapes and give wrong answers. Weights of
+    earlier versions do not say what they were saved with.
+
+    Raises:
+        ModelError: naming the fields.
+    """
+    from safetensors import safe_open
+
+    path = folder / WEIGHTS_FILE
+    with safe_open(path, framework="pt") as file:
+        written = (file.metadata() or {}).get(_WRITTEN_WITH)
+    if written is None:
+        return
+    now = json.loads(json.dumps(dataclasses.asdict(config)))
+    then = json.loads(written)
+    # a field that is newer than the weights has its default, or it was edited in
+    known = {name: value for name, value in now.items() if name in then and name not in _FREE}
+    changed = [name for name, value in known.items() if name != "backbone" and then[name] != value]
+    changed += [
+        f"backbone.{name}" for name, value in now["backbone"].items() if then["backbone"].get(name, value) != value
+    ]
+    if changed:
+        raise ModelError(
+            f"{folder / CONFIG_FILE} was edited after {WEIGHTS_FILE} had been written: {', '.join(changed)}; put it "
+            "back, or load the model, change its config and write both with save_pretrained"
+        )
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -95,6 +159,14 @@ def stored(name: str, tensor: Tensor, dtype: torch.dtype = torch.bfloat16) -> Te
     if tensor.is_floating_point():
         tensor = tensor.to(torch.float32 if _always_float32(name) else dtype)
     return tensor.detach().cpu().contiguous()
+
+
+def _with_metadata(data: bytes, metadata: dict[str, str]) -> bytes:
+    """Put metadata into the header of a safetensors file, in their order: safetensors' own is another at every call."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps({"__metadata__": metadata, **json.loads(data[8 : 8 + size])}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # what follows is aligned
+    return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
 def _always_float32(name: str) -> bool:

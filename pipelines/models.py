@@ -154,15 +154,16 @@ def calibration_of(spec: str, config: "ModelConfig", novel: float | None = None)
 
 
 def locate_model(spec: str, pickles: bool = False) -> Path:
-    """Return the folder of the model that `-m` names, fetching a hub model that is not on this machine yet.
+    """Return the folder of the model that `-m` names, fetching a hub model if the network may be used.
 
     Args:
-        spec: a zoo name, the folder of a saved model, or a hub id.
+        spec: a zoo name, the folder of a saved model, or a hub id, [hub:]owner/name[@revision].
         pickles: fetch a hub model's pytorch_model.bin too.
 
     Raises:
         UnknownModelError: when there is no such model; the message lists the zoo.
     """
+    from mamba_seq.hub import PREFIX
     from mamba_seq.loading import locate
 
     known = models_zoo.names()
@@ -171,6 +172,8 @@ def locate_model(spec: str, pickles: bool = False) -> Path:
     try:
         return locate(spec, pickles)
     except UnknownModelError as error:
+        if spec.startswith(PREFIX):  # the zoo was not meant
+            raise
         raise UnknownModelError(f"{error}; {suggest_model(spec, known)}") from error
 
 

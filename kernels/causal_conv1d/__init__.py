@@ -16,7 +16,7 @@ from mamba_seq.kernels._checks import (
     check_taps,
 )
 from mamba_seq.kernels._dispatch import choose
-from mamba_seq.kernels._library import is_traced, wants_gradient
+from mamba_seq.kernels._library import exports, is_traced, wants_gradient
 from mamba_seq.kernels.causal_conv1d.function import CausalConv1d, run
 from mamba_seq.kernels.causal_conv1d.library import CONV, UPDATE, update
 from mamba_seq.kernels.causal_conv1d.reference import causal_conv1d_reference, last_inputs
@@ -56,7 +56,9 @@ def causal_conv1d(
     """
     check_causal_conv1d(x, weight, bias, activation, initial_state, cu_seqlens)
     arguments = (x, weight, bias, activation, initial_state, cu_seqlens)
-    if is_traced():
+    if exports():
+        y = causal_conv1d_reference(*arguments)
+    elif is_traced():
         y = CONV(*arguments, backend)
     else:
         if cu_seqlens is not None:

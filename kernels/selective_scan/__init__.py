@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mamba_seq.kernels._checks import check_boundaries, check_selective_scan
 from mamba_seq.kernels._dispatch import choose
-from mamba_seq.kernels._library import is_traced, wants_gradient
+from mamba_seq.kernels._library import exports, is_traced, wants_gradient
+from mamba_seq.kernels.selective_scan.exportable import selective_scan_exportable
 from mamba_seq.kernels.selective_scan.function import SelectiveScan, run
 from mamba_seq.kernels.selective_scan.library import SCAN, UPDATE, update
 from mamba_seq.kernels.selective_scan.reference import selective_scan_reference
@@ -65,6 +66,9 @@ def selective_scan(
     check_selective_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens)
     arguments = (u, delta, A, B, C, D, z, delta_bias, delta_softplus, initial_state, cu_seqlens)
     keep = wants_gradient(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    if exports():
+        y, final_state = selective_scan_exportable(*arguments)
+        return (y, final_state) if return_final_state else y
     if is_traced():
         y, final_state, _ = SCAN(*arguments, backend, keep)
         return (y, final_state) if return_final_state else y

@@ -17,7 +17,8 @@ def model_option(function: Callable[..., None]) -> Callable[..., None]:
         metavar="MODEL",
         default=DEFAULT_MODEL,
         show_default=True,
-        help="A zoo name (see 'mamba-seq zoo list'), the folder of a saved model, or a Hugging Face hub id.",
+        help="A zoo name (see 'mamba-seq zoo list'), the folder of a saved model, or a Hugging Face hub id "
+        "(hub:owner/name fetches it).",
     )(function)
 
 

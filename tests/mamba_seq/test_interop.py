@@ -376,7 +376,7 @@ class TestPickles:
         (tmp_path / "model.safetensors").unlink()
         asked: dict[str, Any] = {}
 
-        def snapshot(name: str, allow_patterns: list[str]) -> str:
+        def snapshot(name: str, allow_patterns: list[str], **how: object) -> str:
             asked[name] = allow_patterns
             return str(tmp_path)
 

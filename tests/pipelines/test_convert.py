@@ -85,7 +85,7 @@ def test_a_hub_model_is_fetched_with_its_pickles(
     export_mamba_ssm(model, tmp_path / "snapshot")
     wanted: list[str] = []
 
-    def snapshot(name: str, allow_patterns: list[str]) -> str:
+    def snapshot(name: str, allow_patterns: list[str], **how: object) -> str:
         wanted.extend(allow_patterns)
         return str(tmp_path / "snapshot")
 

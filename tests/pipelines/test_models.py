@@ -84,7 +84,7 @@ def broken(saved: Path, folder: Path, **changes: Any) -> Path:
         ({"config_dot_json": b"{"}, "config.json"),
         ({"model_dot_safetensors": b"x" * 40}, "cannot be read as safetensors"),
         ({"labels": ["a", "b", "c"]}, "do not fit its config.json"),
-        ({"alphabet": "protein"}, "reads the alphabet 'protein', expected 'dna'"),
+        ({"alphabet": "protein"}, "was edited after model.safetensors had been written: alphabet"),
         ({"task": "language-model", "labels": []}, "do not fit"),
     ],
     ids=["no-weights", "no-config", "bad-config", "bad-weights", "other-labels", "other-alphabet", "other-task"],
@@ -129,9 +129,10 @@ def test_models_of_other_tasks_do_not_classify(run: Any, zoo: Path, tmp_path: Pa
     [
         ({"input_features": 3}, "reads numbers (3 at every position), expected 'dna'"),
         ({"vocab_size": 4}, "reads 4 tokens, not the 5 of DNA (ACGTN), expected 'dna'"),
+        ({"vocab_size": 5, "alphabet": "protein"}, "reads the alphabet 'protein', expected 'dna'"),
         ({"vocab_size": 5, "alphabet": None}, "reads the alphabet None, expected 'dna'"),
     ],
-    ids=["numbers", "other-size", "no-alphabet"],
+    ids=["numbers", "other-size", "other-alphabet", "no-alphabet"],
 )
 def test_models_of_other_input_do_not_classify(tmp_path: Path, fields: dict[str, Any], words: str) -> None:
     folder = save("sequence-classification", tmp_path / "model", **fields)

@@ -21,8 +21,8 @@ from mamba_seq.pipelines.cli import _failures, _shell
 from mamba_seq.pipelines.cli._shell import Settings
 
 COMMANDS = [
-    *["classify", "generate", "finetune", "predict", "evaluate", "score", "embed", "mutate", "calibrate", "train"],
-    *["zoo", "convert", "info", "bench"],
+    *["classify", "generate", "finetune", "predict", "evaluate", "score", "embed", "mutate", "generate-text"],
+    *["calibrate", "train", "zoo", "push", "export", "convert", "info", "bench"],
 ]
 COMMON = ["--quiet", "--verbose", "--seed", "--device", "--threads", "--debug", "--version", "--help"]
 READING = ["--strand", "--context", "--stride", "--max-windows", "--batch-tokens"]
@@ -66,12 +66,17 @@ OPTIONS = {
         *["--model", "--region", "--vcf", "--output", "--vcf-out", "--info", "--picture", "--label", "--score"],
         *["--strand", "--context", "--on-mismatch", "--batch-tokens"],
     ],
+    ("generate-text",): [
+        *["--text", "--model", "--output", "--max-tokens", "--temperature", "--top-k", "--top-p", "--stop", "--echo"],
+    ],
     ("calibrate",): ["--model", "--output", "--lengths", "--per-class", "--splits", *READING],
     ("train",): ["--output", "--force", "--max-minutes", "--checkpoint-mib"],
     ("zoo",): [],
     ("zoo", "list"): [],
     ("zoo", "show"): ["--json"],
     ("zoo", "export"): [],
+    ("push",): ["--private", "--license", "--message"],
+    ("export",): ["--output", "--length", "--mask"],
     ("convert",): ["--to"],
     ("info",): ["--no-compile"],
     ("bench",): [
@@ -96,7 +101,7 @@ def test_help_lists_exactly_the_frozen_options(run: Any, path: tuple[str, ...]) 
 
 def test_help_names_every_command(run: Any) -> None:
     result = run("-h")
-    assert re.findall(r"^  (\w+)  ", result.out.split("Commands:")[1], flags=re.MULTILINE) == COMMANDS
+    assert re.findall(r"^  ([\w-]+)  ", result.out.split("Commands:")[1], flags=re.MULTILINE) == COMMANDS
 
 
 def test_no_arguments_show_the_help_as_wrong_usage(run: Any) -> None:
@@ -110,7 +115,8 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys\n"
         "from mamba_seq.pipelines.cli import main\n"
         "for words in ('--help', 'classify --help', 'train --help', 'evaluate --help', 'zoo', 'x', 'info --bad', "
-        "'bench --help', 'finetune --help', 'predict --help', 'embed --help', 'mutate --help', 'generate --help'):\n"
+        "'bench --help', 'finetune --help', 'predict --help', 'embed --help', 'mutate --help', 'generate --help', "
+        "'push --help', 'export --help', 'generate-text --help'):\n"
         "    main(words.split())\n"
         "heavy = {'torch', 'numpy', 'numba', 'triton', 'lightning', 'jsonargparse', 'rich', 'Bio', 'huggingface_hub'}\n"
         "sys.exit(str(sorted(heavy & set(sys.modules))) if heavy & set(sys.modules) else 0)\n"
