@@ -19,7 +19,6 @@ SUBCOMMANDS = {
     "score": "mamba_seq.pipelines.cli.score:score",
     "embed": "mamba_seq.pipelines.cli.embed:embed",
     "mutate": "mamba_seq.pipelines.cli.mutate:mutate",
-    "generate-text": "mamba_seq.pipelines.cli.generate_text:generate_text",
     "calibrate": "mamba_seq.pipelines.cli.calibrate:calibrate",
     "train": "mamba_seq.pipelines.cli.train:train",
     "zoo": "mamba_seq.pipelines.cli.zoo:zoo",

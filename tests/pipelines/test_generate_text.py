@@ -1,4 +1,4 @@
-"""`mamba-seq generate-text` with folders of transformers: their greedy tokens, drawing, stops, and what is refused."""
+"""`mamba-seq generate --text` with folders of transformers: their greedy tokens, drawing, stops, what is refused."""
 
 import json
 import sys
@@ -78,7 +78,7 @@ def test_greedy_text_is_that_of_transformers(folder: Path, run: Any, tmp_path: P
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     prompt = tokenizer.encode(PROMPT).ids
     text = tokenizer.decode(prompt + want).removeprefix(PROMPT)
-    words = ["generate-text", "-m", folder, "--max-tokens", 120, "--temperature", 0]
+    words = ["generate", "-m", folder, "--max-tokens", 120, "--temperature", 0]
     result = run(*words, "--text", PROMPT)
     assert (result.code, result.err) == (0, "")
     assert result.out == text + "\n"
@@ -88,7 +88,7 @@ def test_greedy_text_is_that_of_transformers(folder: Path, run: Any, tmp_path: P
 
 
 def test_drawing(folder: Path, run: Any) -> None:
-    words = ["generate-text", "-m", folder, "--max-tokens", 63, "--text", PROMPT]
+    words = ["generate", "-m", folder, "--max-tokens", 63, "--text", PROMPT]
     first = run(*words, "--seed", 1).out
     assert first == run(*words, "--seed", 1).out
     assert first != run(*words, "--seed", 2).out
@@ -142,7 +142,7 @@ def test_text_ends_where_the_model_says(folder: Path, tmp_path: Path) -> None:
 
 
 def test_text_to_stop_at(folder: Path, run: Any) -> None:
-    words = ["generate-text", "-m", folder, "--max-tokens", 60, "--temperature", 0, "--text", PROMPT]
+    words = ["generate", "-m", folder, "--max-tokens", 60, "--temperature", 0, "--text", PROMPT]
     whole = run(*words).out[:-1]
     late, early = whole[20:23], whole[9:11]
     assert run(*words, "--stop", late).out == whole[: whole.index(late)] + "\n"
@@ -178,7 +178,7 @@ def test_a_model_of_letters(run: Any, tmp_path: Path) -> None:
     )
     model = LanguageModel(config)
     folder = model.save_pretrained(tmp_path / "m", dtype=torch.float32)
-    words = ["generate-text", "-m", folder, "--max-tokens", 50, "--seed", 4]
+    words = ["generate", "-m", folder, "--max-tokens", 50, "--seed", 4]
     out = run(*words, "--text", "acgt").out
     new = model.eval().generate(torch.tensor([[0, 1, 2, 3]]), 50, generator=4)[0, 4:]
     assert out == "".join("ACGTN"[token] for token in new) + "\n"
@@ -189,7 +189,7 @@ def test_a_model_of_letters(run: Any, tmp_path: Path) -> None:
 
 def test_standard_input(folder: Path, run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "prompt").write_text(PROMPT + "\n", encoding="utf-8")
-    words = ["generate-text", "-m", folder, "--max-tokens", 20, "--temperature", 0]
+    words = ["generate", "-m", folder, "--max-tokens", 20, "--temperature", 0]
     with open(tmp_path / "prompt", encoding="utf-8") as file:
         monkeypatch.setattr(sys, "stdin", file)
         read = run(*words, "--text", "-")
@@ -211,7 +211,7 @@ def test_standard_input(folder: Path, run: Any, monkeypatch: pytest.MonkeyPatch,
     ids=["no-tokenizer", "bad-tokenizer", "bad-end", "other-model"],
 )
 def test_folders_that_are_refused(folder: Path, run: Any, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
-    result = run("generate-text", "-m", copy(folder, tmp_path / "m", **changes), "--text", "x")
+    result = run("generate", "-m", copy(folder, tmp_path / "m", **changes), "--text", "x")
     assert (result.code, result.out) == (1, "")
     assert words in result.err
     assert result.err.count("\n") == 1
@@ -237,14 +237,14 @@ def test_models_that_write_no_text(run: Any, tmp_path: Path) -> None:
     ):
         config = ModelConfig(task=task, backbone=backbone, vocab_size=5, **fields)  # type: ignore[arg-type]
         folder = MODELS[task](config).save_pretrained(tmp_path / str(number))
-        result = run("generate-text", "-m", folder, "--text", "x")
+        result = run("generate", "-m", folder, "--text", "x")
         assert (result.code, result.out) == (1, "")
         assert words in result.err
 
 
 def test_without_the_extra(folder: Path, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    result = run("generate-text", "-m", folder, "--text", "x")
+    result = run("generate", "-m", folder, "--text", "x")
     assert (result.code, result.out) == (1, "")
     assert "pip install 'mamba-seq[text]'" in result.err
 
@@ -253,11 +253,13 @@ def test_wrong_usage(folder: Path, run: Any) -> None:
     for words, message in (
         (["--text", "x", "--stop", ""], "--stop is empty"),
         (["--text", "x", "--top-p", "0"], "is not in the range"),
-        ([], "Missing option '--text'"),
+        ([], "Missing option '-o' / '--output': where clips go; text asks for --text instead"),
+        (["-o", "x", "--echo"], "--echo goes with --text, which is missing"),
+        (["--text", "x", "--seconds", "1"], "--seconds does not go with --text"),
     ):
-        result = run("generate-text", "-m", folder, *words)
+        result = run("generate", "-m", folder, *words)
         assert result.code == 2
         assert message in result.err
-    empty = run("generate-text", "-m", folder, "--text", "")
+    empty = run("generate", "-m", folder, "--text", "")
     assert (empty.code, empty.out) == (1, "")
     assert "the prompt is empty" in empty.err

@@ -21,7 +21,7 @@ from mamba_seq.pipelines.cli import _failures, _shell
 from mamba_seq.pipelines.cli._shell import Settings
 
 COMMANDS = [
-    *["classify", "generate", "finetune", "predict", "evaluate", "score", "embed", "mutate", "generate-text"],
+    *["classify", "generate", "finetune", "predict", "evaluate", "score", "embed", "mutate"],
     *["calibrate", "train", "zoo", "push", "export", "convert", "info", "bench"],
 ]
 COMMON = ["--quiet", "--verbose", "--seed", "--device", "--threads", "--debug", "--version", "--help"]
@@ -48,8 +48,8 @@ OPTIONS = {
         *["--unclassified-out", "--taxonomy", "--min-probability", "--novel", *READING, "--min-length", "--strict"],
     ],
     ("generate",): [
-        *["--model", "--output", "--clips", "--seconds", "--label", "--prompt", "--temperature", "--top-k", "--top-p"],
-        *["--format", "--gallery"],
+        *["--model", "--output", "--text", "--clips", "--seconds", "--label", "--prompt", "--temperature", "--top-k"],
+        *["--top-p", "--format", "--gallery", "--max-tokens", "--stop", "--echo"],
     ],
     ("finetune",): ["--model", "--from-scratch", "--output", "--task", "--tune", "--force", "--max-minutes", *DATA],
     ("predict",): ["--model", "--output", "--strand", "--batch-tokens", *DATA],
@@ -65,9 +65,6 @@ OPTIONS = {
     ("mutate",): [
         *["--model", "--region", "--vcf", "--output", "--vcf-out", "--info", "--picture", "--label", "--score"],
         *["--strand", "--context", "--on-mismatch", "--batch-tokens"],
-    ],
-    ("generate-text",): [
-        *["--text", "--model", "--output", "--max-tokens", "--temperature", "--top-k", "--top-p", "--stop", "--echo"],
     ],
     ("calibrate",): ["--model", "--output", "--lengths", "--per-class", "--splits", *READING],
     ("train",): ["--output", "--force", "--max-minutes", "--checkpoint-mib"],
@@ -116,7 +113,7 @@ def test_help_imports_nothing_heavy() -> None:
         "from mamba_seq.pipelines.cli import main\n"
         "for words in ('--help', 'classify --help', 'train --help', 'evaluate --help', 'zoo', 'x', 'info --bad', "
         "'bench --help', 'finetune --help', 'predict --help', 'embed --help', 'mutate --help', 'generate --help', "
-        "'push --help', 'export --help', 'generate-text --help'):\n"
+        "'push --help', 'export --help'):\n"
         "    main(words.split())\n"
         "heavy = {'torch', 'numpy', 'numba', 'triton', 'lightning', 'jsonargparse', 'rich', 'Bio', 'huggingface_hub'}\n"
         "sys.exit(str(sorted(heavy & set(sys.modules))) if heavy & set(sys.modules) else 0)\n"
