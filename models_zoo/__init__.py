@@ -1,7 +1,8 @@
 """Models that come with the package, and the recipes that trained them.
 
 A zoo name is `architecture.tag`. Each released model is a saved-model folder below `released/`, with the record of its
-training in `record.json`; each recipe is a YAML file below `recipes/`.
+training in `record.json`; each recipe is a YAML file below `recipes/`; each list of genomes to download a table below
+`downloads/`.
 """
 
 import json
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 RELEASED = HERE / "released"
 RECIPES = HERE / "recipes"
+DOWNLOADS = HERE / "downloads"
 
 
 def names() -> list[str]:
@@ -61,3 +63,19 @@ def recipe_path(name: str) -> Path:
     if name not in recipes():
         raise UnknownModelError(f"no recipe is named {name!r}; there is {', '.join(recipes()) or 'none'}")
     return RECIPES / f"{name}.yaml"
+
+
+def downloads() -> list[str]:
+    """Return the names of the download lists, sorted."""
+    return sorted(file.stem for file in DOWNLOADS.glob("*.tsv"))
+
+
+def download_path(name: str) -> Path:
+    """Return the file of a download list.
+
+    Raises:
+        UnknownModelError: for a name that has no list; the message lists those that have.
+    """
+    if name not in downloads():
+        raise UnknownModelError(f"no download list is named {name!r}; there is {', '.join(downloads()) or 'none'}")
+    return DOWNLOADS / f"{name}.tsv"

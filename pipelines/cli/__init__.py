@@ -21,6 +21,7 @@ SUBCOMMANDS = {
     "mutate": "mamba_seq.pipelines.cli.mutate:mutate",
     "calibrate": "mamba_seq.pipelines.cli.calibrate:calibrate",
     "train": "mamba_seq.pipelines.cli.train:train",
+    "download": "mamba_seq.pipelines.cli.download:download",
     "zoo": "mamba_seq.pipelines.cli.zoo:zoo",
     "push": "mamba_seq.pipelines.cli.push:push",
     "export": "mamba_seq.pipelines.cli.export:export",

@@ -22,6 +22,7 @@ from mamba_seq.calibration import Calibration
 from mamba_seq.data_prep.dna import GenomeData
 from mamba_seq.data_prep.errors import TooFewData
 from mamba_seq.data_prep.genome_windows import EvaluationWindows
+from mamba_seq.data_prep.splits import SPLITS as PARTS
 from mamba_seq.heads import SequenceClassifier
 from mamba_seq.loading import from_pretrained
 from mamba_seq.pipelines.calibrate import FEWEST_WINDOWS, fit_calibration
@@ -156,6 +157,21 @@ def measure_baseline(data: GenomeData, recipe: Recipe, tests: list[EvaluationWin
     return accuracies
 
 
+def _split_in_words(data: GenomeData) -> str:
+    """How test and validation were held out; where records were named, the part of the bases that they came to."""
+    config = data.config
+    how, test, validation = f"by {config.split}", config.test_fraction, config.validation_fraction
+    if config.splits_file is not None or config.test_records or config.validation_records:
+        if config.splits_file is not None:
+            how = f"by the table {Path(config.splits_file).name}"
+        bases = {part: sum(interval.length for interval in data.splits.of(part)) for part in PARTS}
+        test, validation = bases["test"] / sum(bases.values()), bases["validation"] / sum(bases.values())
+    held_out = f"{test:.0%} of the bases for the test"
+    if config.test_root is not None:
+        held_out = "other genomes, of which training sees nothing, for the test"
+    return f"{how}; {held_out}, {validation:.0%} for validation."
+
+
 def make_record(
     recipe: Recipe,
     data: GenomeData,
@@ -166,9 +182,6 @@ def make_record(
     minutes: float,
 ) -> dict[str, Any]:
     """Gather what the card says and `mamba-seq zoo show` prints."""
-    held_out = f"{recipe.data.test_fraction:.0%} of the bases for the test"
-    if recipe.data.test_root is not None:
-        held_out = "other genomes, of which training sees nothing, for the test"
     return {
         "name": recipe.name,
         "summary": recipe.summary,
@@ -176,7 +189,7 @@ def make_record(
         "data_source": recipe.data_source,
         "data_licence": recipe.data_licence,
         "unseen_genomes": recipe.data.test_root is not None,
-        "split": f"by {recipe.data.split}; {held_out}, {recipe.data.validation_fraction:.0%} for validation.",
+        "split": _split_in_words(data),
         "limits": recipe.limits,
         "context": recipe.context,
         "parameters": parameters,

@@ -22,7 +22,7 @@ from mamba_seq.pipelines.cli._shell import Settings
 
 COMMANDS = [
     *["classify", "generate", "finetune", "predict", "evaluate", "score", "embed", "mutate"],
-    *["calibrate", "train", "zoo", "push", "export", "convert", "info", "bench"],
+    *["calibrate", "train", "download", "zoo", "push", "export", "convert", "info", "bench"],
 ]
 COMMON = ["--quiet", "--verbose", "--seed", "--device", "--threads", "--debug", "--version", "--help"]
 READING = ["--strand", "--context", "--stride", "--max-windows", "--batch-tokens"]
@@ -68,6 +68,7 @@ OPTIONS = {
     ],
     ("calibrate",): ["--model", "--output", "--lengths", "--per-class", "--splits", *READING],
     ("train",): ["--output", "--force", "--max-minutes", "--checkpoint-mib"],
+    ("download",): ["--output", "--base-url"],
     ("zoo",): [],
     ("zoo", "list"): [],
     ("zoo", "show"): ["--json"],
@@ -113,7 +114,7 @@ def test_help_imports_nothing_heavy() -> None:
         "from mamba_seq.pipelines.cli import main\n"
         "for words in ('--help', 'classify --help', 'train --help', 'evaluate --help', 'zoo', 'x', 'info --bad', "
         "'bench --help', 'finetune --help', 'predict --help', 'embed --help', 'mutate --help', 'generate --help', "
-        "'push --help', 'export --help'):\n"
+        "'download --help', 'push --help', 'export --help'):\n"
         "    main(words.split())\n"
         "heavy = {'torch', 'numpy', 'numba', 'triton', 'lightning', 'jsonargparse', 'rich', 'Bio', 'huggingface_hub'}\n"
         "sys.exit(str(sorted(heavy & set(sys.modules))) if heavy & set(sys.modules) else 0)\n"
