@@ -67,6 +67,10 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
         assert name.startswith("__") or re.search(rf'id="mamba_seq\.[\w.]*\b{name}"', pages), name
 
 
+def test_numbers_of_classes_are_those_of_the_card(site: Path) -> None:
+    assert '<ol start="0">' in (site / "zoo" / "mamba-dna.bacteria11.html").read_text(encoding="utf-8")
+
+
 def test_search_finds_all_pages(site: Path) -> None:
     index = (site / "search" / "search_index.json").read_text(encoding="utf-8")
     for page in site.rglob("*.html"):

@@ -69,7 +69,7 @@ def table(context: click.Context, options: list[click.Parameter]) -> str:
         if isinstance(option, click.Option) and not option.hidden:
             names, text = option_text(option, context)
             rows.append(f"| {names} | {text} |")
-    return "\n".join(rows)
+    return "\n".join(['<div class="options" markdown>\n', *rows, "\n</div>"])
 
 
 def option_text(option: click.Option, context: click.Context) -> tuple[str, str]:

@@ -26,6 +26,8 @@ ELSEWHERE = {
     "examples/README.md": "examples.md",
 }
 """Files of the repository, and where they are on the site."""
+SHORT = 30
+"""Characters of code in a line of text that is not broken at its hyphens."""
 
 _FENCED = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(?<=\]\()([^)#\s:]+)(?=[)#])")
@@ -85,12 +87,15 @@ def rewritten(markdown: str, source: str, name: str) -> str:
             f"![{alt}]({match[form]}#only-{form}){{ width={match['width']} }}" for form in ("light", "dark")
         )
 
+    def code(match: re.Match[str]) -> str:
+        text = match[0].replace("\\|", "|")  # a Git host wants these escaped in tables, and the site does not
+        return f"{text}{{ .whole }}" if "-" in text and len(text) <= SHORT else text
+
     parts = _FENCED.split(markdown)
     for i in range(0, len(parts), 2):  # the others are code
         text = _PICTURE.sub(picture, parts[i])
         text = _LINK.sub(lambda match: target(match[1]), text)
-        # a Git host wants the bars in a table's code escaped, and the site does not
-        parts[i] = _CODE.sub(lambda match: match[0].replace("\\|", "|"), text)
+        parts[i] = "".join(line if line.startswith("#") else _CODE.sub(code, line) for line in text.splitlines(True))
     return "".join(parts)
 
 
