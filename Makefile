@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 # dependencies may warn about what they deprecate in each other while pip runs; nothing here depends on a compiler
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup demo test lint types wheel clean
+.PHONY: setup demo test lint types docs wheel clean
 
 setup: $(READY)
 
@@ -30,8 +30,11 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
 wheel: setup
 	$(BIN)/python -m build --wheel --outdir dist .
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) dist build site .pytest_cache .ruff_cache .mypy_cache

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from mamba_seq import models_zoo
+from tests.pages import blocks_of
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
+@pytest.mark.parametrize("code", [block.code for block in blocks_of(ROOT / "README.md") if block.kind == "python"])
 def test_python_blocks_run(code: str) -> None:
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)

@@ -1,7 +1,6 @@
 """The document of the models: its code runs and does what it says, its tables name all there is."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +10,11 @@ import mamba_seq
 from mamba_seq.config import SSM_KINDS
 from mamba_seq.heads import MODELS
 from tests.kernels.compare import relative_error
+from tests.pages import DOCS, blocks_of
 
-TEXT = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+PAGE = DOCS / "models.md"
+TEXT = PAGE.read_text(encoding="utf-8")
+BLOCKS = [block.code for block in blocks_of(PAGE) if block.kind == "python"]
 
 
 @pytest.fixture(params=range(len(BLOCKS)))
