@@ -1,6 +1,6 @@
 """`mamba-seq classify` on a GPU: a FASTA of 100 million bases, every window, both strands, as a user runs it.
 
-    PYTHONPATH=. python benchmarks/classify_gpu.py                       # windows of 65,536 and of 1,024; about a minute
+    PYTHONPATH=. python benchmarks/classify_gpu.py                       # windows of 65,536 and of 1,024, a minute
     PYTHONPATH=. python benchmarks/classify_gpu.py --case gzip --case reads
     PYTHONPATH=. python benchmarks/classify_gpu.py --bases 1e6 --dry     # also on a CPU, to see that it runs
 
@@ -101,7 +101,9 @@ def check(folder: Path) -> str:
     with small.open("wb") as file:
         for i, length in enumerate((1, 63, 1000, 2049, 150, 151, 70_000, 140_001)):
             at = 0.1 + 0.1 * i
-            letters = rng.choice(np.frombuffer(b"ACGT", np.uint8), length, p=[at / 2, 0.5 - at / 2, 0.5 - at / 2, at / 2])
+            letters = rng.choice(
+                np.frombuffer(b"ACGT", np.uint8), length, p=[at / 2, 0.5 - at / 2, 0.5 - at / 2, at / 2]
+            )
             file.write(b">r%d\n%b\n" % (i, letters.tobytes()))
     for context in ("65536", "1024"):
         options = ["--context", context, "--max-windows", "0"]

@@ -158,6 +158,43 @@ class SequenceRecord:
         return coded.replace(bytes([INVALID]), bytes([kind.unknown]))
 
 
+class EncodedRecord(SequenceRecord):
+    """A record whose letters have been encoded together with those of others, none of them invalid.
+
+    Args:
+        codes: Its token ids (n,), a view of those of many records.
+        known: How many of them are not the unknown symbol.
+    """
+
+    __slots__ = ("_codes", "_known")
+
+    invalid = None
+    _whole = None
+    _next_chunk = None
+
+    # by hand and not through the base: a file may hold millions of these
+    def __init__(self, header: bytes, kind: RecordKind, codes: Codes, known: int) -> None:
+        self._header = header
+        self._kind = kind
+        self._codes: Codes | None = codes
+        self._known = known
+        self.length = self.bases = 0
+
+    def blocks(self) -> Iterator[Codes]:
+        """The token ids as one read-only array (n,) uint8; none for an empty record."""
+        codes = self._codes
+        if codes is None:
+            return super()._streamed()
+        self._codes = None
+        self.length = len(codes)
+        self.bases = self._known
+        return iter((codes,))
+
+    def codes(self) -> Codes:
+        """All token ids (length,) uint8, copied: the view would keep those of all records of its block."""
+        return super().codes().copy()
+
+
 def _decoded(text: bytes) -> str:
     try:
         return text.decode("utf-8")
