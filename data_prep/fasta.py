@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from mamba_seq.data_prep.alphabet import DNA, Alphabet
 from mamba_seq.data_prep.coded_lines import CodedLines
-from mamba_seq.data_prep.records import EncodedRecord, RecordKind, SequenceRecord
+from mamba_seq.data_prep.records import EncodedBlock, EncodedRecord, RecordKind, SequenceRecord
 from mamba_seq.data_prep.text import LONGEST_LINE, TextSource
 
 _NEWLINE, _COMMENT, _HEADER = b"\n;>"
@@ -78,22 +78,24 @@ class FastaParser:
         ends = lines.ends[letters]
         # an empty line of letters is left to the other way, as are records of more lines or of none
         encoded = clean[letters] & (ends + 1 == after) & (ends > names + 1)
-        known = np.where(encoded, ends - names - 1 - unknown[letters], -1)
-        columns = (starts + 1, np.minimum(names, starts + 1 + LONGEST_LINE), names + 1, ends, after, known)
+        known = np.where(encoded, ends - names - 1 - unknown[letters], -1).tolist()
+        begin = starts + 1
+        block = EncodedBlock(
+            kind, text, codes, (begin, np.minimum(names, begin + LONGEST_LINE)), (names + 1, ends), known
+        )
         copy, left = source.copy, len(text)
-        for start, name, first, end, following, count in zip(*(column.tolist() for column in columns), strict=True):
+        for index, following, count in zip(range(len(known)), after.tolist(), known, strict=True):
             source.ahead = left - following
-            header = text[start:name]
             if count >= 0:
                 if copy is not None:
-                    copy(text[start - 1 : following])
-                yield EncodedRecord(header, kind, codes[first:end], count)
+                    copy(text[starts[index] : following])
+                yield EncodedRecord(block, index)
                 continue
             # the last line end before the next header belongs to that, but for the last record, as where they are split
-            whole = text[first : following - (following < left)]
+            whole = text[names[index] + 1 : following - (following < left)]
             if copy is not None:
-                copy(b">%b\n" % text[start : following - (following < left)].removesuffix(b"\n"))
-            yield SequenceRecord(header, kind, whole)
+                copy(b">%b\n" % text[begin[index] : following - (following < left)].removesuffix(b"\n"))
+            yield SequenceRecord(block.header(index), kind, whole)
         source.ahead = 0
 
     def _next_chunk(self) -> bytes:

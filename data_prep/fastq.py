@@ -7,7 +7,7 @@ import numpy as np
 from mamba_seq.data_prep.alphabet import DNA, Alphabet
 from mamba_seq.data_prep.coded_lines import CodedLines
 from mamba_seq.data_prep.errors import BadRecord, TruncatedFile
-from mamba_seq.data_prep.records import WHITE_SPACE, EncodedRecord, RecordKind, SequenceRecord
+from mamba_seq.data_prep.records import WHITE_SPACE, EncodedBlock, EncodedRecord, RecordKind, SequenceRecord
 from mamba_seq.data_prep.text import LONGEST_LINE, TextSource, shown
 
 _NEWLINE, _PLUS, _AT = b"\n+@"
@@ -74,21 +74,23 @@ class FastqParser:
         fits = (first[0] == _AT) & (first[2] == _PLUS) & (lengths[1] == lengths[3])
         n = n if fits.all() else int(fits.argmin())
         encoded = clean[1 : 4 * n : 4] & (lengths[1][:n] > 0)
-        known = np.where(encoded, lengths[1][:n] - unknown[1 : 4 * n : 4], -1)
+        known = np.where(encoded, lengths[1][:n] - unknown[1 : 4 * n : 4], -1).tolist()
         names = np.minimum(ends[0], starts[0] + 1 + LONGEST_LINE)
-        columns = (starts[0][:n], names[:n], starts[1][:n], ends[1][:n], ends[3][:n] + 1, known)
+        letters = starts[1][:n], ends[1][:n]
+        block = EncodedBlock(kind, text, codes, (starts[0][:n] + 1, names[:n]), letters, known)
         copy, end = source.copy, 0
-        for start, name, letters, last, following, count in zip(*(column.tolist() for column in columns), strict=True):
-            if count < 0 and (b" " in text[letters:last] or b"\t" in text[letters:last]):
+        for index, following, count in zip(range(n), (ends[3][:n] + 1).tolist(), known, strict=True):
+            whole = b"" if count >= 0 else text[block.first[index] : block.last[index]]
+            if b" " in whole or b"\t" in whole:
                 break
+            if copy is not None:
+                copy(text[end:following])
             end = following
             source.ahead = -end
-            if copy is not None:
-                copy(text[start:end])
             if count >= 0:
-                record = EncodedRecord(text[start + 1 : name], kind, codes[letters:last], count)
+                record = EncodedRecord(block, index)
             else:
-                record = SequenceRecord(text[start + 1 : name], kind, text[letters:last])
+                record = SequenceRecord(block.header(index), kind, whole)
             yield record
         source.pos, source.ahead, self._record = begin + end, 0, record
 
