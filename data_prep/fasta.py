@@ -84,18 +84,18 @@ class FastaParser:
             kind, text, codes, (begin, np.minimum(names, begin + LONGEST_LINE)), (names + 1, ends), known
         )
         copy, left = source.copy, len(text)
-        for index, following, count in zip(range(len(known)), after.tolist(), known, strict=True):
-            source.ahead = left - following
+        for index, ahead, count in zip(range(len(known)), (left - after).tolist(), known, strict=True):
+            source.ahead = ahead
             if count >= 0:
                 if copy is not None:
-                    copy(text[starts[index] : following])
+                    copy(text[starts[index] : left - ahead])
                 yield EncodedRecord(block, index)
                 continue
             # the last line end before the next header belongs to that, but for the last record, as where they are split
-            whole = text[names[index] + 1 : following - (following < left)]
+            end = left - ahead - (ahead > 0)
             if copy is not None:
-                copy(b">%b\n" % text[begin[index] : following - (following < left)].removesuffix(b"\n"))
-            yield SequenceRecord(block.header(index), kind, whole)
+                copy(b">%b\n" % text[begin[index] : end].removesuffix(b"\n"))
+            yield SequenceRecord(block.header(index), kind, text[names[index] + 1 : end])
         source.ahead = 0
 
     def _next_chunk(self) -> bytes:

@@ -80,17 +80,17 @@ class FastqParser:
         block = EncodedBlock(kind, text, codes, (starts[0][:n] + 1, names[:n]), letters, known)
         copy, end = source.copy, 0
         for index, following, count in zip(range(n), (ends[3][:n] + 1).tolist(), known, strict=True):
-            whole = b"" if count >= 0 else text[block.first[index] : block.last[index]]
-            if b" " in whole or b"\t" in whole:
-                break
+            if count >= 0:
+                record = EncodedRecord(block, index)
+            else:
+                whole = text[block.first[index] : block.last[index]]
+                if b" " in whole or b"\t" in whole:
+                    break
+                record = SequenceRecord(block.header(index), kind, whole)
             if copy is not None:
                 copy(text[end:following])
             end = following
             source.ahead = -end
-            if count >= 0:
-                record = EncodedRecord(block, index)
-            else:
-                record = SequenceRecord(block.header(index), kind, whole)
             yield record
         source.pos, source.ahead, self._record = begin + end, 0, record
 

@@ -183,7 +183,8 @@ class EncodedBlock:
         self.kind = kind
         self.text = text
         self.codes = codes
-        self.first, self.last = letters[0].tolist(), letters[1].tolist()
+        self.first: list[int] = letters[0].tolist()
+        self.last: list[int] = letters[1].tolist()
         self.known = known
         self._headers = headers
         self._names: tuple[list[int], list[int]] | None = None
