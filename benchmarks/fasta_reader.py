@@ -44,6 +44,7 @@ COLUMNS += ["cpu", "version", "date"]
 CASES = ("lines", "line", "contigs", "reads", "fastq", "gzip")
 RUNS = 5
 Reader = Callable[[Path], Iterator[np.ndarray]]
+BETWEEN = np.empty(0, np.uint8)
 
 
 def main() -> None:
@@ -95,7 +96,7 @@ def read_ours(path: Path) -> Iterator[np.ndarray]:
     """Blocks of tokens, an empty one between records."""
     for record in read_sequences(path):
         yield from record.blocks()
-        yield np.empty(0, np.uint8)
+        yield BETWEEN
 
 
 def read_biopython(path: Path) -> Iterator[np.ndarray]:
@@ -109,7 +110,7 @@ def read_biopython(path: Path) -> Iterator[np.ndarray]:
             sequences = (letters for _, letters in SimpleFastaParser(lines))
         for letters in sequences:
             yield encode(letters)
-            yield np.empty(0, np.uint8)
+            yield BETWEEN
 
 
 def make(case: str, bases: int) -> bytes:

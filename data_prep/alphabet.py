@@ -61,7 +61,7 @@ class Alphabet:
         """Number of token ids."""
         return len(self.symbols)
 
-    @property
+    @cached_property
     def unknown_code(self) -> int:
         """The token id of `unknown`."""
         return self.symbols.index(self.unknown)

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from mamba_seq.data_prep.alphabet import DNA, Alphabet
+from mamba_seq.data_prep.coded_lines import CodedLines
 from mamba_seq.data_prep.errors import BadRecord, TruncatedFile
-from mamba_seq.data_prep.records import WHITE_SPACE, RecordKind, SequenceRecord
+from mamba_seq.data_prep.records import WHITE_SPACE, EncodedBlock, EncodedRecord, RecordKind, SequenceRecord
 from mamba_seq.data_prep.text import LONGEST_LINE, TextSource, shown
 
 _NEWLINE, _PLUS, _AT = b"\n+@"
@@ -57,26 +60,39 @@ class FastqParser:
             self._record.skip()
 
     def _whole_records(self) -> Iterator[SequenceRecord]:
-        """Records of four lines that lie in one block, as most do: split at once, up to the first of another form."""
+        """Records of four lines that lie in one block, as most do: encoded at once, up to the first of another form."""
         source, kind, record = self._source, self._kind, self._record
-        pos = source.pos
-        lines = source.data[pos : source.data.rfind(b"\n", pos) + 1].split(b"\n")[:-1]
-        for header, bases, plus, qualities in zip(lines[0::4], lines[1::4], lines[2::4], lines[3::4], strict=False):
-            if (
-                len(bases) != len(qualities)
-                or not header.startswith(b"@")
-                or not plus.startswith(b"+")
-                or b" " in bases
-                or b"\t" in bases
-            ):
-                break
-            pos += len(header) + len(bases) + len(plus) + len(qualities) + 4
-            source.ahead = source.pos - pos
-            if source.copy is not None:
-                source.copy(b"\n".join((header, bases, plus, qualities, b"")))
-            record = SequenceRecord(header[1 : LONGEST_LINE + 1], kind, bases)
+        begin = source.pos
+        text = source.data[begin : source.data.rfind(b"\n", begin) + 1]
+        lines = CodedLines(text, kind)
+        n = len(lines.ends) // 4
+        if not n:
+            return
+        codes, clean, unknown = lines.encode()
+        starts, ends, first = (each[: 4 * n].reshape(n, 4).T for each in (lines.starts, lines.ends, lines.first))
+        lengths = ends - starts
+        fits = (first[0] == _AT) & (first[2] == _PLUS) & (lengths[1] == lengths[3])
+        n = n if fits.all() else int(fits.argmin())
+        encoded = clean[1 : 4 * n : 4] & (lengths[1][:n] > 0)
+        known = np.where(encoded, lengths[1][:n] - unknown[1 : 4 * n : 4], -1).tolist()
+        names = np.minimum(ends[0], starts[0] + 1 + LONGEST_LINE)
+        letters = starts[1][:n], ends[1][:n]
+        block = EncodedBlock(kind, text, codes, (starts[0][:n] + 1, names[:n]), letters, known)
+        copy, end = source.copy, 0
+        for index, following, count in zip(range(n), (ends[3][:n] + 1).tolist(), known, strict=True):
+            if count >= 0:
+                record = EncodedRecord(block, index)
+            else:
+                whole = text[block.first[index] : block.last[index]]
+                if b" " in whole or b"\t" in whole:
+                    break
+                record = SequenceRecord(block.header(index), kind, whole)
+            if copy is not None:
+                copy(text[end:following])
+            end = following
+            source.ahead = -end
             yield record
-        source.pos, source.ahead, self._record = pos, 0, record
+        source.pos, source.ahead, self._record = begin + end, 0, record
 
     def _next_chunk(self) -> bytes:
         """More of the record's sequence lines; at their end the qualities are passed and nothing is returned."""

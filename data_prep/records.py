@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mamba_seq.data_prep.alphabet import DNA, INVALID, Alphabet, Codes
 from mamba_seq.data_prep.errors import NotText
@@ -79,14 +80,12 @@ class SequenceRecord:
     @property
     def name(self) -> str:
         """The header up to its first white space; may be empty."""
-        words = self._header.split(None, 1)
-        return _decoded(words[0]) if words else ""
+        return _name(self._header)
 
     @property
     def description(self) -> str:
         """The rest of the header."""
-        words = self._header.split(None, 1)
-        return _decoded(words[1].rstrip()) if len(words) == 2 else ""
+        return _description(self._header)
 
     @property
     def format(self) -> str:
@@ -156,6 +155,100 @@ class SequenceRecord:
         else:
             self.invalid.count += len(where)
         return coded.replace(bytes([INVALID]), bytes([kind.unknown]))
+
+
+class EncodedBlock:
+    """The letters of many records, encoded together, and where those of each and its header stand.
+
+    Args:
+        kind: What the records have in common.
+        text: What they were read from.
+        codes: The token id of every byte of it (n,).
+        headers: Where the header of each record begins and ends in the text, two arrays (records,).
+        letters: The same of its letters.
+        known: How many letters of each are not the unknown symbol (records,).
+    """
+
+    __slots__ = ("_headers", "_names", "codes", "first", "kind", "known", "last", "text")
+
+    def __init__(
+        self,
+        kind: RecordKind,
+        text: bytes,
+        codes: Codes,
+        headers: tuple[NDArray[np.int64], NDArray[np.int64]],
+        letters: tuple[NDArray[np.int64], NDArray[np.int64]],
+        known: list[int],
+    ) -> None:
+        self.kind = kind
+        self.text = text
+        self.codes = codes
+        self.first: list[int] = letters[0].tolist()
+        self.last: list[int] = letters[1].tolist()
+        self.known = known
+        self._headers = headers
+        self._names: tuple[list[int], list[int]] | None = None
+
+    def header(self, index: int) -> bytes:
+        """The header of a record."""
+        if self._names is None:
+            self._names = self._headers[0].tolist(), self._headers[1].tolist()
+        return self.text[self._names[0][index] : self._names[1][index]]
+
+
+class EncodedRecord(SequenceRecord):
+    """A record of a block that has been encoded, with at least one letter and none of them invalid."""
+
+    __slots__ = ("_block", "_index")
+
+    invalid = None
+    _whole = None
+    _next_chunk = None
+
+    # by hand and not through the base: a file may hold millions of these
+    def __init__(self, block: EncodedBlock, index: int) -> None:
+        self._block = block
+        self._index = index
+        self.length = self.bases = 0
+
+    @property
+    def name(self) -> str:
+        """The header up to its first white space; may be empty."""
+        return _name(self._block.header(self._index))
+
+    @property
+    def description(self) -> str:
+        """The rest of the header."""
+        return _description(self._block.header(self._index))
+
+    @property
+    def format(self) -> str:
+        """The file's format: "fasta" or "fastq"."""
+        return self._block.kind.format
+
+    def blocks(self) -> Iterator[Codes]:
+        """The token ids as one read-only array (n,) uint8, a view of those of the whole block."""
+        if self.length:
+            return super()._streamed()
+        block, index = self._block, self._index
+        first, last = block.first[index], block.last[index]
+        self.length = last - first
+        self.bases = block.known[index]
+        return iter((block.codes[first:last],))
+
+    def codes(self) -> Codes:
+        """All token ids (length,) uint8, copied: the view would keep those of all records of its block."""
+        return super().codes().copy()
+
+
+def _name(header: bytes) -> str:
+    words = header.split(None, 1)
+    return _decoded(words[0]) if words else ""
+
+
+def _description(header: bytes) -> str:
+    words = header.split(None, 1)
+    return _decoded(words[1].rstrip()) if len(words) == 2 else ""
 
 
 def _decoded(text: bytes) -> str:

@@ -144,6 +144,8 @@ class WindowSampler:
             self._start_record()
 
     def _of_one_block(self, codes: Codes) -> list[Window]:
+        if len(codes) <= self.context:  # as reads are, of which a file has millions
+            return [Window(0, codes)] if len(codes) else []
         starts = window_starts(len(codes), self.context, self.stride, self.max_windows)
         return [Window(start, codes[start : start + self.context]) for start in starts]
 

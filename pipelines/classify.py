@@ -13,16 +13,18 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from mamba_seq.calibration import Calibration
 from mamba_seq.data_prep.compression import input_name
 from mamba_seq.data_prep.records import SequenceRecord
 from mamba_seq.data_prep.sequences import read_sequences
-from mamba_seq.data_prep.windows import MAX_WINDOWS, windows_of
+from mamba_seq.data_prep.windows import MAX_WINDOWS, WindowSampler
 from mamba_seq.pipelines.calls import Calls
-from mamba_seq.pipelines.evidence import Evidence, WindowPool
+from mamba_seq.pipelines.evidence import Evidence, WindowPool, probabilities_of
 from mamba_seq.pipelines.inputs import InvalidRecords
 from mamba_seq.pipelines.names import RepeatedNames
 from mamba_seq.pipelines.originals import Original, Originals
@@ -31,8 +33,10 @@ from mamba_seq.pipelines.rows import STATUSES, Row, Status, decide
 
 log = logging.getLogger("mamba_seq.pipelines")
 
-# rows that wait for an earlier record; a run of empty records behind a pending window must not pile up
+# rows that wait for an earlier record; a run of empty records behind a pending window must not pile up. A GPU has two
+# pools of windows under way, some 60,000 short reads
 MOST_WAITING_ROWS = 10_000
+MOST_WAITING_ROWS_ON_GPU = 100_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,6 +126,8 @@ class Classifier:
         self._started = time.monotonic()
         self._names = RepeatedNames()
         self._waiting: collections.deque[_Pending] = collections.deque()
+        self._most_waiting = MOST_WAITING_ROWS_ON_GPU if device.type == "cuda" else MOST_WAITING_ROWS
+        self._sampler = WindowSampler(options.context, options.stride, options.max_windows)
         self._pool = WindowPool(
             model,
             device=device,
@@ -147,7 +153,7 @@ class Classifier:
             for record in read_sequences(path, copy=copy, position=position):
                 self._waiting.append(self._read(record, number))
                 invalid.note(record)
-                if len(self._waiting) > MOST_WAITING_ROWS or (originals is not None and originals.crowded):
+                if len(self._waiting) > self._most_waiting or (originals is not None and originals.crowded):
                     self._pool.flush()
                 yield from self._finished()
             invalid.judge()
@@ -169,18 +175,19 @@ class Classifier:
         evidence = Evidence(Calls(self._calibration) if options.calls else None)
         # with a limit, windows come when the record has ended, so that a short one need not go through the model
         ended = options.max_windows > 0
-        for window in windows_of(record.blocks(), options.context, options.stride, options.max_windows):
+        for window in self._sampler.windows(record.blocks()):
             if record.invalid is None and not (ended and record.length < options.min_length):
                 self._progress.cut(window.end, record.length)
                 self._pool.add(evidence, window.codes, window.start)
-        self._names.add(record.name)
+        name = record.name
+        self._names.add(name)
         self.summary.records += 1
         self.summary.letters += record.length
         if self.summary.records % 1024 == 0:
             self._update()
         original = None if self._originals is None else self._originals.cut(record.format)
         place = self._progress.end_record()
-        return _Pending(record.name, record.length, self._status(record), evidence, source, place, original)
+        return _Pending(name, record.length, self._status(record), evidence, source, place, original)
 
     def _status(self, record: SequenceRecord) -> Status | None:
         """Say why a record that was read is not for the model, or None."""
@@ -194,38 +201,41 @@ class Classifier:
 
     def _finished(self) -> Iterator[Row]:
         """Yield the rows at the head of the queue that wait for nothing any more."""
+        ready = []
         while self._waiting and (self._waiting[0].status or not self._waiting[0].evidence.waiting):
-            pending = self._waiting.popleft()
-            row = dataclasses.replace(
-                self._row(pending),
-                source=pending.source,
-                calls=None if pending.status else pending.evidence.calls,
-                original=pending.original,
-            )
+            ready.append(self._waiting.popleft())
+        seen = [pending.evidence for pending in ready if pending.status is None and pending.evidence.weight]
+        probabilities = iter(probabilities_of(seen))
+        for pending in ready:
+            known = next(probabilities) if pending.status is None and pending.evidence.weight else None
+            row = self._row(pending, known)
             self.summary.statuses[row.status] += 1
             self._progress.finish(pending.place, pending.evidence.windows)
             yield row
 
-    def _row(self, pending: "_Pending") -> Row:
+    def _row(self, pending: "_Pending", probabilities: NDArray[np.float64] | None) -> Row:
+        """Make the row of a record, whose probabilities (labels,) are not calibrated and None when it has none."""
+        record, length, source, original = pending.record, pending.length, pending.source, pending.original
         if pending.status is not None:
-            return Row(pending.record, pending.length, pending.status)
-        probabilities = pending.evidence.probabilities()
+            return Row(record, length, pending.status, source=source, original=original)
+        calls = pending.evidence.calls
         if probabilities is None:
             log.warning(
                 "record %r: the windows that were taken of it hold nothing but N, though it has bases elsewhere; "
                 "--max-windows 0 takes all of them",
-                pending.record,
+                record,
             )
-            return Row(pending.record, pending.length, "no_bases")
+            return Row(record, length, "no_bases", source=source, calls=calls, original=original)
         novel_below = 0.0
         if self._calibration is not None:
             # windows may overlap: a base counts once
-            bases = min(pending.evidence.weight, pending.length)
+            bases = min(pending.evidence.weight, length)
             probabilities = self._calibration.apply(probabilities, bases)
             if self._options.novel is not None:
                 novel_below = self._calibration.threshold(self._options.novel, bases)
         least = self._options.min_probability
-        return decide(pending.record, pending.length, probabilities, self._labels, least, novel_below)
+        verdict = decide(probabilities.tolist(), self._labels, least, novel_below)
+        return Row(record, length, *verdict, source, calls, original)
 
     def _update(self) -> None:
         self.summary.done = self._progress.done(self._pool.windows, self._pool.added)

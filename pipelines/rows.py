@@ -9,9 +9,6 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 if TYPE_CHECKING:
     from mamba_seq.pipelines.calls import Calls
     from mamba_seq.pipelines.originals import Original
@@ -46,30 +43,23 @@ class Row:
 
 
 def decide(
-    record: str,
-    length: int,
-    probabilities: NDArray[np.float64],
-    labels: Sequence[str],
-    min_probability: float,
-    novel_below: float = 0.0,
-) -> Row:
-    """Make the row of a record that the model has seen.
+    probabilities: Sequence[float], labels: Sequence[str], min_probability: float, novel_below: float = 0.0
+) -> tuple[Status, str | None, tuple[float, ...]]:
+    """Return status, prediction and rounded probabilities of a record that the model has seen.
 
     Args:
-        record: its name.
-        length: its number of letters.
         probabilities: of each label (labels,).
         labels: the names in order.
         min_probability: below it, the record is unclassified.
         novel_below: below it, the record is novel, which says more.
     """
-    rounded = tuple(round(float(p), DECIMALS) for p in probabilities)
-    best = max(range(len(labels)), key=rounded.__getitem__)
-    if rounded[best] < novel_below:
-        return Row(record, length, "novel", None, rounded)
-    if rounded[best] < min_probability:
-        return Row(record, length, "unclassified", None, rounded)
-    return Row(record, length, "ok", labels[best], rounded)
+    rounded = tuple([round(p, DECIMALS) for p in probabilities])
+    best = max(rounded)
+    if best < novel_below:
+        return "novel", None, rounded
+    if best < min_probability:
+        return "unclassified", None, rounded
+    return "ok", labels[rounded.index(best)], rounded
 
 
 class Writer(Protocol):

@@ -49,7 +49,8 @@ def reading_options(function: Callable[..., None]) -> Callable[..., None]:
             "--batch-tokens",
             metavar="N",
             type=_AT_LEAST_1,
-            help="Bases that go through the model at once; less takes less memory. Default: 16,384, on GPUs 262,144.",
+            help="Bases that go through the model at once; less takes less memory. Default: 16,384, on GPUs up to "
+            "1,048,576, as their memory allows.",
         ),
     ]
     for option in reversed(options):
