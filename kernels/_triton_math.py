@@ -61,8 +61,10 @@ def steady_exp2(x):
 
     The special-function unit is off by up to 2e-7 there, at every one of thousands of chunks in the same direction.
     """
-    near = ((0.0555041087 * x + 0.240226507) * x + 0.693147182) * x + 1.0
-    return tl.where(tl.abs(x) < 0.01, near, exp2(x))
+    small = tl.abs(x) < 0.01
+    r = tl.where(small, x, 0.0)
+    near = ((0.0555041087 * r + 0.240226507) * r + 0.693147182) * r + 1.0
+    return tl.where(small, near, exp2(x))
 
 
 @device_function
