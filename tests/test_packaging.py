@@ -32,8 +32,8 @@ def recipe() -> Any:
 
 
 def requirement(text: str) -> tuple[str, str]:
-    """Name and version of a requirement, without its marker."""
-    match = re.fullmatch(r"([\w.-]+)\s*([<>=!~].*)?", text.partition(";")[0].strip())
+    """Name and version of a requirement, without its extras and its marker."""
+    match = re.fullmatch(r"([\w.-]+)(?:\[[\w,-]+\])?\s*([<>=!~].*)?", text.partition(";")[0].strip())
     assert match is not None, text
     return match[1], match[2] or ""
 
