@@ -26,6 +26,10 @@ LANES = 16
 LOG2E = 1.4426950408889634
 SMALL = 1e-30
 """States below this are flushed to zero: far below rounding, and denormal numbers are slow on many CPUs."""
+LEAST = -127.0
+"""2 to this or less is 0 here."""
+MOST = 128.0
+"""2 to this or more is infinite in float32."""
 
 _FLOAT = ir.FloatType()
 _INT = ir.IntType(32)
@@ -158,12 +162,14 @@ def exp(typing: Any, x: types.Type) -> tuple[Any, Codegen]:
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[Any]) -> Any:
         high = 1.44269502162933349609375  # LOG2E rounded to float32; the product with it is exact inside the fma
         y = builder.fmul(args[0], _constant(high))
-        clamped = _clamp(builder, y)
-        shifted, r = _reduce(builder, clamped)
-        # what rounding took from x log2(e); only where nothing was clamped, or the remainder would be huge
+        shifted, r = _reduce(builder, _clamp(builder, y))
+        # what rounding took from x log2(e); not where y is clamped, where the remainder would be huge, nor exactly at a
+        # bound: there `_scale` makes zero and infinity of p = 1 alone, and NaN of a p that is a rounding off
         lost = _fma(builder, args[0], _constant(high), builder.fneg(y))
         lost = _fma(builder, args[0], _constant(LOG2E - high), lost)
-        inside = builder.fcmp_unordered("ueq", clamped, y)
+        inside = builder.and_(
+            builder.fcmp_ordered(">", y, _constant(LEAST)), builder.fcmp_ordered("<", y, _constant(MOST))
+        )
         r = builder.select(inside, builder.fadd(r, lost), r)
         return _scale(builder, _polynomial(builder, r, (1.0, *_EXP2_6)), shifted)
 
@@ -196,8 +202,7 @@ def minus_abs(typing: Any, x: types.Type) -> tuple[Any, Codegen]:
     """Return -|x|."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[Any]) -> Any:
-        bits = builder.or_(builder.bitcast(args[0], _INTS), ir.Constant(_INTS, [1 << 31] * LANES))
-        return builder.bitcast(bits, _FLOATS)
+        return _minus_abs(builder, args[0])
 
     return lanes_type(lanes_type), codegen
 
@@ -212,6 +217,17 @@ def flush(typing: Any, x: types.Type) -> tuple[Any, Codegen]:
         return builder.select(small, _constant(0.0), args[0])
 
     return lanes_type(lanes_type), codegen
+
+
+@intrinsic
+def unless_beyond(typing: Any, x: types.Type, size: types.Type, bound: types.Type) -> tuple[Any, Codegen]:
+    """Return x, or 0 where |size| is above |bound|: not where either is NaN."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[Any]) -> Any:
+        size, bound = (_minus_abs(builder, value) for value in args[1:])
+        return builder.select(builder.fcmp_ordered("<", size, bound), _constant(0.0), args[0])
+
+    return lanes_type(lanes_type, lanes_type, lanes_type), codegen
 
 
 @intrinsic
@@ -338,6 +354,11 @@ def _constant(value: float) -> ir.Constant:
     return ir.Constant(_FLOATS, [value] * LANES)
 
 
+def _minus_abs(builder: ir.IRBuilder, x: Any) -> Any:
+    bits = builder.or_(builder.bitcast(x, _INTS), ir.Constant(_INTS, [1 << 31] * LANES))
+    return builder.bitcast(bits, _FLOATS)
+
+
 def _fma(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
     function = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(_FLOATS, [_FLOATS] * 3), f"llvm.fmuladd.v{LANES}f32"
@@ -347,7 +368,7 @@ def _fma(builder: ir.IRBuilder, a: Any, b: Any, c: Any) -> Any:
 
 def _clamp(builder: ir.IRBuilder, x: Any) -> Any:
     """Bring an exponent to [-127, 128], where `_scale` gives exactly 0 and infinity at the ends; NaN stays."""
-    for bound, sign in ((-127.0, "<"), (128.0, ">")):
+    for bound, sign in ((LEAST, "<"), (MOST, ">")):
         x = builder.select(builder.fcmp_ordered(sign, x, _constant(bound)), _constant(bound), x)
     return x
 
@@ -360,7 +381,10 @@ def _reduce(builder: ir.IRBuilder, x: Any) -> tuple[Any, Any]:
 
 
 def _scale(builder: ir.IRBuilder, p: Any, shifted: Any) -> Any:
-    """Return p 2^n by adding n to the exponent bits of p."""
+    """Return p 2^n by adding n to the exponent bits of p.
+
+    They hold no exponent below LEAST or above MOST: p must be 1 to 2 with n = LEAST, and below 1, or 1, with n = MOST.
+    """
     n = builder.shl(builder.bitcast(shifted, _INTS), ir.Constant(_INTS, [23] * LANES))
     return builder.bitcast(builder.add(builder.bitcast(p, _INTS), n), _FLOATS)
 

@@ -21,6 +21,7 @@ QUARTERS = tl.constexpr(0.6366197723675814)  # quarter turns in a radian
 QUARTER = tl.constexpr(1.5707963705062866)  # of a turn, in radians, rounded to float32
 QUARTER_EXCESS = tl.constexpr(4.371139000186241e-08)  # what rounding has added
 LEAST = tl.constexpr(-126.0)  # the exponent of the smallest normal number
+FARTHEST = tl.constexpr(4194304.0)  # radians from which on an angle is 0: a rounding of x is a quarter of one there
 TO_INTEGER = tl.constexpr(12582912.0)  # 1.5 2^23: added and taken away again, it rounds to the nearest integer
 
 # the interpreter sets itself up anew at every call of a jitted function, 2 ms each; a plain function runs in the
@@ -145,17 +146,19 @@ def fma(x, y, z):
 def turn(x, y):
     """Return cosine and sine of x y, to 1e-6 up to a million radians; beyond, whatever they are, numbers of size 1.
 
+    NaN where x or y is, or is infinite.
+
     Errors of the angle add up over the memory of a state, so what rounding has added to x y is taken away again after
     whole quarter turns are, in two parts. Quarter turns swap sine and cosine and change signs, which is exact; by the
     identities of half angles the size would be short by 1.2e-8 at every step. sin.approx would be off by 5e-7, and
     costs as much as a polynomial.
     """
+    x = tl.where(tl.abs(x * y) < FARTHEST, x, x - x)  # beyond, and where x y overflows: no angle, but a number
     angle = x * y
     excess = fma(-x, y, angle)
     rounded = angle * QUARTERS + TO_INTEGER
     quarters = rounded - TO_INTEGER
     rest = fma(quarters, QUARTER_EXCESS, fma(quarters, -QUARTER, angle)) - excess
-    rest = tl.where(tl.abs(rest) < 1.0, rest, rest - rest)  # beyond: any angle, but a number, and NaN for NaN
     q = rest * rest
     p = -1.9515296e-4 * q + 8.3321611e-3
     p = p * q - 0.16666655

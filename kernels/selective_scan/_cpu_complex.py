@@ -29,6 +29,7 @@ from mamba_seq.kernels._simd import (
     splat,
     store,
     store_part,
+    unless_beyond,
 )
 from mamba_seq.kernels.selective_scan._cpu_kernels import CHUNK, LN2, PIECE, TILE, at
 
@@ -37,6 +38,8 @@ COMPLEX_SCRATCH = 10 * TILE + LANES
 
 QUARTER = 1.5707963267948966  # of a turn, in radians
 QUARTER_ROUNDED = 1.5707963705062866  # to float32
+FARTHEST = 4194304.0
+"""Radians a step from which on an angle is taken for 0: a rounding of the step size is a quarter of a radian there."""
 
 
 @compiled
@@ -123,10 +126,11 @@ def complex_forward(
             for n in range(0, R, 2):
                 h_re, h_im = load(h_, n * LANES), load(h_, (n + 1) * LANES)
                 A2_re, A2_im = load(A2_, n * LANES), load(A2_, (n + 1) * LANES)
+                longest = splat(numba.float32(FARTHEST)) / A2_im
                 for i in range(steps):
                     t = first + i
                     dt, dtx = load(dt_, i * LANES), load(dtx_, i * LANES)
-                    a_re, a_im = _decay(dt, A2_re, A2_im)
+                    a_re, a_im = _decay(dt, unless_beyond(dt, dt, longest), A2_re, A2_im)
                     ah_re, ah_im = a_re * h_re - a_im * h_im, a_re * h_im + a_im * h_re
                     h_re = fma(dtx, at(B_, B_constant, n, T, t), ah_re)
                     h_im = fma(dtx, at(B_, B_constant, n + 1, T, t), ah_im)
@@ -255,11 +259,13 @@ def complex_backward(
                 store(gA_, i * LANES, splat(0.0))
             for n in range(0, R, 2):
                 A2_re, A2_im = load(A2_, n * LANES), load(A2_, (n + 1) * LANES)
+                longest = splat(numba.float32(FARTHEST)) / A2_im
                 place = (chunk * R + n) * LANES
                 h_re, h_im = load(kept_, place), load(kept_, place + LANES)
                 for i in range(steps):
                     t = first + i
-                    a_re, a_im = _decay(load(dt_, i * LANES), A2_re, A2_im)
+                    dt = load(dt_, i * LANES)
+                    a_re, a_im = _decay(dt, unless_beyond(dt, dt, longest), A2_re, A2_im)
                     ah_re, ah_im = a_re * h_re - a_im * h_im, a_re * h_im + a_im * h_re
                     dtx = load(dtx_, i * LANES)
                     h_re = fma(dtx, at(B_, B_constant, n, T, t), ah_re)
@@ -334,15 +340,17 @@ def complex_backward(
 
 
 @njit(forceinline=True)
-def _decay(dt: Any, A2_re: Any, A_im: Any) -> Any:
-    """Return exp(dt A), real and imaginary part.
+def _decay(dt: Any, turning: Any, A2_re: Any, A_im: Any) -> Any:
+    """Return exp(dt A), real and imaginary part; `turning` is dt, or 0 where dt |Im(A)| is above FARTHEST.
 
     Errors of the angle add up over the memory of the state, so what rounding takes from dt Im(A) is added again after
     whole quarter turns are taken away, in two parts. Quarter turns swap sine and cosine and change signs, which is
     exact with factors of 0 and 1; by the identities of half angles the size would be short by 1.2e-8 at every step.
+    An angle beyond FARTHEST would leave a remainder whose polynomials overflow: any angle does there, but a number.
     """
-    size, angle = exp2(dt * A2_re), dt * A_im
-    lost = fma(dt, A_im, splat(0.0) - angle)
+    size = exp2(dt * A2_re)
+    angle = turning * A_im
+    lost = fma(turning, A_im, splat(0.0) - angle)
     quarters = nearest(angle * splat(numba.float32(1 / QUARTER)))
     rest = fma(quarters, splat(numba.float32(-QUARTER)), angle)
     rest = fma(quarters, splat(numba.float32(QUARTER_ROUNDED - QUARTER)), rest) + lost

@@ -32,8 +32,9 @@ from mamba_seq.kernels._simd import (
     softplus,
     splat,
     store,
+    unless_beyond,
 )
-from mamba_seq.kernels.selective_scan._cpu_complex import _decay
+from mamba_seq.kernels.selective_scan._cpu_complex import FARTHEST, _decay
 
 WORDS = 14
 """Integers of a row of a program."""
@@ -297,7 +298,9 @@ def complex_selective(
             place, at = state + 2 * N * lane, 2 * N * lane
             for n in range(0, 2 * N, 2):
                 re, im = load(row, place + n * LANES), load(row, place + (n + 1) * LANES)
-                a_re, a_im = _decay(dt, load(w, at + n * LANES), load(w, at + (n + 1) * LANES))
+                A2_re, A2_im = load(w, at + n * LANES), load(w, at + (n + 1) * LANES)
+                turning = unless_beyond(dt, dt * A2_im, splat(numba.float32(FARTHEST)))  # a division would cost a third
+                a_re, a_im = _decay(dt, turning, A2_re, A2_im)
                 h_re = flush(fma(dtx, splat(row[b + n]), a_re * re - a_im * im))
                 h_im = flush(fma(dtx, splat(row[b + n + 1]), a_re * im + a_im * re))
                 store(row, place + n * LANES, h_re)

@@ -108,6 +108,27 @@ def test_functions_at_the_edges():
     assert ((tiny >= 0) & (tiny <= 2**-126)).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("exp", np.exp),
+        ("exp2", np.exp2),
+        ("softplus", lambda x: np.logaddexp(0, x)),
+        ("sigmoid", lambda x: 1 / (1 + np.exp(-x))),
+    ],
+)
+def test_functions_at_every_number_around_the_ends_of_float32(name, expected):
+    """The exponent of exp was a rounding beyond its bounds at one number each, 88.72284 and -88.029694: NaN there."""
+    ends = [n * scale for n in (126, 126.5, 127, 127.5, 128) for scale in (1, math.log(2))]
+    bits = torch.tensor(ends + [-end for end in ends]).view(torch.int32)
+    x = (bits[:, None] + torch.arange(-5000, 5001, dtype=torch.int32)).flatten().view(torch.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        truth = expected(x.double().numpy()).astype(np.float32)
+        found = apply(name, x).numpy()
+        close = np.isclose(found, truth, rtol=4e-7, atol=2.0**-126)  # infinity is close to infinity alone
+    assert close.all(), f"{name}({x[close.argmin()]}) = {found[close.argmin()]}, not {truth[close.argmin()]}"
+
+
 def test_lanes_are_summed():
     x, y = torch.arange(16.0), torch.zeros(16)
     sum_kernel(x.data_ptr(), y.data_ptr())

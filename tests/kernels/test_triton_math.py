@@ -68,6 +68,7 @@ def test_softplus_to_the_last_place() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, in Triton's interpreter
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 def test_turns_at_the_edges() -> None:
     x = torch.zeros(SIZE)
     x[:6] = torch.tensor([0.0, 1e-30, 1e12, -1e30, float("nan"), float("inf")])
@@ -78,6 +79,10 @@ def test_turns_at_the_edges() -> None:
     assert torch.isfinite(sine[:4]).all()
     assert (cosine[2:4].abs() < 1.001).all()
     assert torch.isnan(torch.stack([cosine[4:6], sine[4:6]])).all()
+    large = torch.logspace(6.3, 38, SIZE)
+    for factor in (1.0, 1e30, -1e30):  # products of up to infinity
+        cosine, sine = turned(large, torch.full((SIZE,), factor))
+        torch.testing.assert_close(cosine**2 + sine**2, torch.ones(SIZE), rtol=0, atol=1e-6)
 
 
 def test_a_multiply_add_rounds_once() -> None:
