@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -50,10 +51,29 @@ class Kernel:
     def dispatcher(self) -> Any:
         """The Numba dispatcher, cached on disk where Numba finds a folder for that."""
         try:
-            return _njit(cache=True)(self._function)
+            return _follow_every_module(_njit(cache=True)(self._function))
         except RuntimeError as error:  # how Numba says that it can write to none of the folders it tries
             _say_uncached(str(error))
             return _njit()(self._function)
+
+
+def _follow_every_module(dispatcher: Any) -> Any:
+    """Let what is on disk grow stale with any module of kernels: Numba looks at the one of the kernel itself alone.
+
+    What a kernel is made of, such as the exponential of `_simd.py`, stands in others.
+    """
+    file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    if hasattr(file, "_source_stamp"):
+        file._source_stamp = (file._source_stamp, _stamp_of_modules())
+    return dispatcher
+
+
+@functools.cache
+def _stamp_of_modules() -> tuple[tuple[str, int, int], ...]:
+    """Return names, times and sizes of all modules of kernels."""
+    folder = Path(__file__).resolve().parent
+    found = [(path, path.stat()) for path in sorted(folder.rglob("*.py"))]
+    return tuple((str(path.relative_to(folder)), stat.st_mtime_ns, stat.st_size) for path, stat in found)
 
 
 @functools.cache

@@ -313,11 +313,15 @@ def test_a_forked_process_makes_its_own_threads():
 
 SCRIPT = """
 import logging
+import os
 import torch
+from mamba_seq.kernels import _numba
 from mamba_seq.kernels._numba import compiled
 from mamba_seq.kernels._simd import floats
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
+if "CHANGED" in os.environ:  # as if some module of kernels were another
+    _numba._stamp_of_modules = lambda: os.environ["CHANGED"]
 
 
 @compiled
@@ -350,6 +354,9 @@ def test_kernels_are_kept_on_disk(tmp_path):
     cache = str(tmp_path / "cache")
     assert run_script(tmp_path, NUMBA_CACHE_DIR=cache).stdout == "42.0 0\n"
     assert run_script(tmp_path, NUMBA_CACHE_DIR=cache).stdout == "42.0 1\n"
+    assert (
+        run_script(tmp_path, NUMBA_CACHE_DIR=cache, CHANGED="1").stdout == "42.0 0\n"
+    )
 
 
 def test_without_a_folder_to_write_kernels_still_run(tmp_path):
