@@ -354,9 +354,7 @@ def test_kernels_are_kept_on_disk(tmp_path):
     cache = str(tmp_path / "cache")
     assert run_script(tmp_path, NUMBA_CACHE_DIR=cache).stdout == "42.0 0\n"
     assert run_script(tmp_path, NUMBA_CACHE_DIR=cache).stdout == "42.0 1\n"
-    assert (
-        run_script(tmp_path, NUMBA_CACHE_DIR=cache, CHANGED="1").stdout == "42.0 0\n"
-    )
+    assert run_script(tmp_path, NUMBA_CACHE_DIR=cache, CHANGED="1").stdout == "42.0 0\n"
 
 
 def test_without_a_folder_to_write_kernels_still_run(tmp_path):
