@@ -62,7 +62,7 @@ def _follow_every_module(dispatcher: Any) -> Any:
 
     What a kernel is made of, such as the exponential of `_simd.py`, stands in others.
     """
-    file = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
+    file: Any = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if hasattr(file, "_source_stamp"):
         file._source_stamp = (file._source_stamp, _stamp_of_modules())
     return dispatcher
