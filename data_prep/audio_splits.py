@@ -18,6 +18,12 @@ from mamba_seq.data_prep.errors import TooFewData
 from mamba_seq.data_prep.splits import SPLITS, Split
 
 By = Literal["given", "speaker", "file"]
+HELD_OUT: dict[By, str] = {
+    "given": "as the collections say",
+    "speaker": "by speaker: nobody is heard in two of training, validation and test",
+    "file": "by file",
+}
+"""How a card says what is held out."""
 Key = tuple[str, str]
 """Source and file."""
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mamba_seq.data_prep.audio import AudioData
 from mamba_seq.data_prep.audio_clips import IGNORED, EvaluationClips, inputs_and_targets
+from mamba_seq.data_prep.audio_splits import HELD_OUT
 from mamba_seq.data_prep.codecs import bits_per_sample
 from mamba_seq.heads import LanguageModel
 from mamba_seq.loading import from_pretrained
@@ -99,11 +100,7 @@ def make_record(
     minutes: float,
 ) -> dict[str, Any]:
     """Gather what the card says and `mamba-seq zoo show` prints."""
-    held_out = {
-        "given": "as the collections say",
-        "speaker": "by speaker: nobody is heard in two of training, validation and test",
-        "file": "by file",
-    }[recipe.data.split]
+    held_out = HELD_OUT[recipe.data.split]
     training = data.splits.of("train")
     return {
         "name": recipe.name,

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from mamba_seq.data_prep.audio_splits import HELD_OUT
 from mamba_seq.data_prep.words import NOTHING, PlainWords, WordData
 from mamba_seq.heads import SequenceClassifier
 from mamba_seq.loading import from_pretrained
@@ -71,11 +72,7 @@ def make_record(
     recipe: WordRecipe, data: WordData, evaluation: dict[str, Any], parameters: int, steps: int, minutes: float
 ) -> dict[str, Any]:
     """Gather what the card says and `mamba-seq zoo show` prints."""
-    held_out = {
-        "given": "as the collections say",
-        "speaker": "by speaker: nobody is heard in two of training, validation and test",
-        "file": "by file",
-    }[recipe.data.split]
+    held_out = HELD_OUT[recipe.data.split]
     training = data.splits.of("train")
     if recipe.data.test_files:
         held_out = "for the test " + ", ".join(f"`{pattern}`" for pattern in recipe.data.test_files)
