@@ -9,6 +9,7 @@ A group of PARTS programs serves ROWS sequences. A layer is three phases, in eac
 
 `stack` runs all layers in one launch, where a program waits behind each phase for those of its group; `enter`,
 `middle` and `leave` are launches of one phase, for more programs than a GPU can hold at once, and for the interpreter.
+Both give the same bits: where a compiler may choose which product of a sum to fuse, the code says so (`fma`).
 """
 # ruff: noqa: RUF005
 # mypy: ignore-errors
@@ -16,7 +17,16 @@ A group of PARTS programs serves ROWS sequences. A layer is three phases, in eac
 import triton
 import triton.language as tl
 
-from mamba_seq.kernels._triton_math import APPROXIMATE, LOG2E, device_function, exp2, sigmoid, softplus
+from mamba_seq.kernels._triton_math import (
+    APPROXIMATE,
+    LOG2E,
+    device_function,
+    exp2,
+    fma,
+    sigmoid,
+    softplus,
+    sum_of_products,
+)
 from mamba_seq.kernels.block_step._triton_kernels import (
     A_LOG,
     CONV_BIAS,
@@ -216,7 +226,7 @@ def enter_layer(
     x = tl.load(stream + row * M + m[None, :], mask=real, other=0.0, cache_modifier=".cg")
     if LAYER_NORM:
         x = tl.where((m < M)[None, :], x - (tl.sum(x, axis=1) / M)[:, None], 0.0)
-    normed = x * tl.rsqrt(tl.sum(x * x, axis=1) / M + eps)[:, None] * scale[None, :]
+    normed = x * tl.rsqrt(sum_of_products(x, x, axis=1) / M + eps)[:, None] * scale[None, :]
     if NORM_HAS_BIAS:
         normed += tl.load(address(table, layer, NORM_BIAS, W) + m, mask=m < M, other=0.0).to(tl.float32)[None, :]
     now = product(normed, w_x, tl.zeros([ROWS, BLOCK_D], tl.float32), W, PRECISION)
@@ -233,7 +243,7 @@ def enter_layer(
     values = ()
     for k in tl.static_range(K - 1):
         values = values + (tl.load(past + k * conv_k, mask=tile, other=0.0),)
-        u += tl.load(taps + k, mask=inside, other=0.0).to(tl.float32)[None, :] * values[k].to(tl.float32)
+        u = fma(tl.load(taps + k, mask=inside, other=0.0).to(tl.float32)[None, :], values[k].to(tl.float32), u)
     tl.debug_barrier()  # as in project_in of _triton_kernels.py
     for k in tl.static_range(1, K - 1):
         tl.store(past + (k - 1) * conv_k, values[k], mask=tile)
@@ -284,9 +294,9 @@ def pass_layer(
     u = tl.load(inner + row * D + d[None, :], mask=tile, other=0.0, cache_modifier=".cg")
     log_a = address(table, layer, A_LOG, tl.float32) + d[:, None] * N + n[None, :]
     a = exp2(tl.load(log_a, mask=inside[:, None] & (n < N)[None, :], other=0.0) * LOG2E) * -LOG2E
-    h = exp2(dt[:, :, None] * a[None, :, :]) * h + (dt * u)[:, :, None] * b[:, None, :]
+    h = fma(exp2(dt[:, :, None] * a[None, :, :]), h, (dt * u)[:, :, None] * b[:, None, :])
     skip = tl.load(address(table, layer, SKIP, tl.float32) + d, mask=inside, other=0.0)
-    y = tl.sum(h * c[:, None, :], axis=2) + skip[None, :] * u
+    y = fma(skip[None, :], u, sum_of_products(h, c[:, None, :], axis=2))
     gate = gates + row * D + d[None, :]
     z = tl.load(gate, mask=tile, other=0.0, cache_modifier=".cg")
     tl.debug_barrier()  # what several threads have read is changed when all have
