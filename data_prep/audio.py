@@ -52,6 +52,9 @@ class AudioDataConfig:
     out at a random place."""
     batch_size: int = 16
     """Clips of a batch."""
+    learn_end: bool = False
+    """What shorter training clips are filled up with is a target too, so that a model learns to be silent when one is
+    over. Likelihoods of held-out clips never count it."""
     seed: int = 0
     """Seed of the split and of all clips."""
     split: By = "given"
@@ -169,7 +172,9 @@ class AudioData(L.LightningDataModule):
         clips = TrainingClips(
             self.sounds, self._of("train"), self._numbers(), self.codec, config.length, config.draw, config.seed
         )
-        return ClipBatches(clips, config.length, self.codec.silence, config.batch_size, start_step, rank, world_size)
+        return ClipBatches(
+            clips, config.length, self.codec.silence, config.batch_size, start_step, rank, world_size, config.learn_end
+        )
 
     def evaluation_clips(self, split: Split, most: int = 0) -> EvaluationClips:
         """A fixed list of clips of a split, end to end, at most so many; 0 for all."""

@@ -39,7 +39,7 @@ class AudioBatch(NamedTuple):
     levels: Tensor
     """(B, L) uint8, int32 above 8 bits; silence after the end of a clip."""
     lengths: Tensor
-    """Number of samples of each clip (B,) int64."""
+    """Number of samples of each clip that count (B,) int64."""
     labels: Tensor
     """Class of each clip (B,) int64, -1 for none."""
 
@@ -205,6 +205,7 @@ class ClipBatches(IterableDataset[AudioBatch]):
         start_step: The first step.
         rank: Number of this process, which gets clips of its own.
         world_size: Number of processes.
+        learn_end: What clips are filled up with counts as theirs.
     """
 
     def __init__(
@@ -216,6 +217,7 @@ class ClipBatches(IterableDataset[AudioBatch]):
         start_step: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        learn_end: bool = False,
     ) -> None:
         self.clips = clips
         self.start_step = start_step
@@ -224,6 +226,7 @@ class ClipBatches(IterableDataset[AudioBatch]):
         self._batch_size = batch_size
         self._rank = rank
         self._world_size = world_size
+        self._learn_end = learn_end
 
     def __iter__(self) -> Iterator[AudioBatch]:
         worker = get_worker_info()
@@ -235,7 +238,8 @@ class ClipBatches(IterableDataset[AudioBatch]):
         """The batch of a step."""
         first = (step * self._world_size + self._rank) * self._batch_size
         numbers = range(first, first + self._batch_size)
-        return collate([self.clips[number] for number in numbers], self._length, self._silence)
+        batch = collate([self.clips[number] for number in numbers], self._length, self._silence)
+        return batch._replace(lengths=torch.full_like(batch.lengths, self._length)) if self._learn_end else batch
 
 
 class EvaluationClips(Dataset[Clip]):

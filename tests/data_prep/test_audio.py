@@ -77,6 +77,15 @@ def test_classes_and_short_clips(digits: Path) -> None:
         assert (wanted[length:] == -100).all()
 
 
+def test_the_silence_after_a_clip_is_learnt_if_asked_for(digits: Path) -> None:
+    made, plain = data(digits, learn_end=True), data(digits)
+    for batch, without in zip(first(made, 3), first(plain, 3), strict=True):
+        assert torch.equal(batch.levels, without.levels)
+        assert torch.equal(inputs_and_targets(batch, 128)[1], batch.levels.long())
+    held_out = [next(iter(each.val_dataloader())) for each in (made, plain)]
+    assert same(held_out[:1], held_out[1:])
+
+
 def test_a_pass_reads_every_file_once(digits: Path) -> None:
     made = data(digits, batch_size=1)
     training = len(made.splits.of("train"))
