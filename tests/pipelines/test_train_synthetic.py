@@ -11,7 +11,7 @@ import torch
 from mamba_seq import ModelError, from_pretrained
 from mamba_seq.data_prep.synthetic import SelectiveCopying
 from mamba_seq.pipelines.errors import RecipeError
-from mamba_seq.pipelines.train import synthetic_module
+from mamba_seq.pipelines.train import synthetic_step
 from mamba_seq.pipelines.train.recipe import SyntheticRecipe, read_recipe
 from mamba_seq.pipelines.train.run import main
 from mamba_seq.pipelines.train.synthetic_module import SyntheticTraining, measure
@@ -160,7 +160,7 @@ def test_a_solved_run_that_was_killed_does_no_further_step(
 def test_gradients_that_are_not_finite_change_nothing_and_are_told(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    loss = synthetic_module.cross_entropy
+    loss = synthetic_step.cross_entropy
     calls = []
 
     def broken(*args: Any, **options: Any) -> torch.Tensor:
@@ -168,7 +168,7 @@ def test_gradients_that_are_not_finite_change_nothing_and_are_told(
         found = loss(*args, **options)
         return found * float("nan") if len(calls) == 3 else found
 
-    monkeypatch.setattr(synthetic_module, "cross_entropy", broken)
+    monkeypatch.setattr(synthetic_step, "cross_entropy", broken)
     main(recipe, tmp_path / "run", ["--optim.steps=20", "--val_every=10"])
     assert "step 10: 1 gradients since the last validation were not finite" in caplog.text
     assert caplog.text.count("not finite") == 1
