@@ -27,11 +27,10 @@ def below(bound: int | Tensor, *where: int | Tensor) -> Tensor:
     for number in where:
         if isinstance(number, int) and isinstance(state, int):
             state = _mixed_integer(state + number * _GOLDEN)
-        elif isinstance(number, int):
-            state = _mixed(state + _signed(number * _GOLDEN))
-        else:
-            before = _signed(state) if isinstance(state, int) else state
-            state = _mixed(number.long() * _signed(_GOLDEN) + before)
+            continue
+        step = _signed(number * _GOLDEN) if isinstance(number, int) else number.long() * _signed(_GOLDEN)
+        before = _signed(state) if isinstance(state, int) else state
+        state = _mixed(torch.as_tensor(step + before))
     drawn = state & ((1 << 63) - 1)
     return (torch.tensor(drawn) if isinstance(drawn, int) else drawn) % bound
 

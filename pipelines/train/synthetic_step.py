@@ -61,8 +61,8 @@ def recorded(step: AnswerLoss, numbers: Tensor) -> AnswerLoss:
         pairs = [torch.autograd.grad(each(numbers)[0], parameters, allow_unused=True) for each in (replayed, plain)]
         difference = _norm([a - b for a, b in zip(*pairs, strict=True) if a is not None and b is not None])
         part = float(difference / _norm([b for b in pairs[1] if b is not None]).clamp(min=1e-30))
-    except RuntimeError as error:
-        log.warning("no CUDA graph of a step (%s): it runs eagerly", str(error).splitlines()[0])
+    except Exception as error:  # whatever it is, the steps can be done without
+        log.warning("no CUDA graph of a step (%s): it runs eagerly", (str(error).splitlines() or [repr(error)])[0])
         return plain
     if not part <= MOST_DIFFERENCE:
         log.warning("the CUDA graph of a step has gradients that differ by %.1e: it runs eagerly", part)

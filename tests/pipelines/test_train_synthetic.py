@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mamba_seq import ModelError, from_pretrained
+from mamba_seq import LanguageModel, MambaConfig, ModelConfig, ModelError, from_pretrained
 from mamba_seq.data_prep.synthetic import SelectiveCopying
 from mamba_seq.pipelines.errors import RecipeError
 from mamba_seq.pipelines.train import synthetic_step
@@ -174,6 +174,28 @@ def test_gradients_that_are_not_finite_change_nothing_and_are_told(
     assert caplog.text.count("not finite") == 1
     for tensor in from_pretrained(tmp_path / "run" / "model").state_dict().values():
         assert tensor.isfinite().all()
+
+
+@pytest.mark.parametrize("fault", ["none", "refused", "wrong"])
+def test_a_step_that_cannot_be_replayed_runs_eagerly(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    backbone = MambaConfig(d_model=8, n_layer=1, d_state=2)
+    config = ModelConfig(task="language-model", backbone=backbone, vocab_size=6, tie_embeddings=False)
+    step = synthetic_step.AnswerLoss(LanguageModel(config), SelectiveCopying(6, 2), 8, 0.1)
+    numbers = torch.arange(4)
+    eager = float(step(numbers)[0].detach())
+
+    def record(step: synthetic_step.AnswerLoss, *_: Any) -> Any:
+        if fault == "refused":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return step if fault == "none" else lambda numbers: [1.1 * each for each in step(numbers)]
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    found = synthetic_step.recorded(step, numbers)
+    assert float(found(numbers)[0].detach()) == eager
+    assert (found is step) == (fault == "none")
+    assert ("eagerly" in caplog.text) == (fault != "none")
 
 
 @pytest.mark.parametrize(
