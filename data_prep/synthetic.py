@@ -180,8 +180,8 @@ def make_task(name: TaskName, vocab_size: int, memorise: int, seed: int) -> Task
     return InductionHeads(vocab_size, seed)
 
 
-def _key(seed: int, split: Split) -> Tensor:
-    return below((1 << 63) - 1, seed, SPLITS.index(split))
+def _key(seed: int, split: Split) -> int:
+    return int(below((1 << 63) - 1, seed, SPLITS.index(split)))
 
 
 def _check_length(length: int, shortest: int) -> None:

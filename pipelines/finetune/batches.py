@@ -36,6 +36,8 @@ class Batch(NamedTuple):
     """As the model's loss takes them."""
     numbers: list[int]
     """Which examples they are."""
+    padded: bool
+    """Whether the mask is false anywhere: known here, so that a step need not ask the GPU and wait for it."""
 
 
 def choose_batch_size(lengths: Sequence[int], most_tokens: int) -> int:
@@ -56,7 +58,8 @@ def collate(dataset: Dataset, numbers: Sequence[int], inputs: Sequence[Inputs], 
     for row, each in zip(padded, inputs, strict=True):
         row[: len(each)] = each
     tokens = torch.from_numpy(padded)
-    return Batch(tokens, mask, pad_targets(dataset.targets.task, values, tokens, longest), list(numbers))
+    targets = pad_targets(dataset.targets.task, values, tokens, longest)
+    return Batch(tokens, mask, targets, list(numbers), not bool(mask.all()))
 
 
 def pad_targets(task: str, values: Sequence[Any], inputs: Tensor, longest: int) -> Tensor:

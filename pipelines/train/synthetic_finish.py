@@ -22,6 +22,7 @@ from mamba_seq.pipelines.train.finish import hardware, versions
 from mamba_seq.pipelines.train.folder import CURVES, EVALUATION, METRICS, MODEL, RECIPE, SPLITS, STAGING
 from mamba_seq.pipelines.train.metrics import read_metrics
 from mamba_seq.pipelines.train.plots import smoothed
+from mamba_seq.pipelines.train.starting import described
 from mamba_seq.pipelines.train.synthetic_module import measure
 from mamba_seq.pipelines.train.synthetic_recipe import SyntheticRecipe
 from mamba_seq.saving import write_whole
@@ -100,7 +101,7 @@ def make_record(
         "label_smoothing": recipe.label_smoothing,
         "steps": steps,
         "planned_steps": recipe.optim.steps,
-        "start_from": recipe.start_from,
+        "start_from": described(recipe.start_from, "language-model"),
         "batch_size": recipe.data.batch_size,
         "seed": recipe.seed,
         "data_seed": recipe.data.seed,

@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from mamba_seq.data_prep.synthetic import Split, Task
 from mamba_seq.heads import LanguageModel
-from mamba_seq.heads.losses import cross_entropy
 from mamba_seq.pipelines.train.module import Training
 from mamba_seq.pipelines.train.synthetic_recipe import LengthsConfig, SyntheticRecipe
+from mamba_seq.pipelines.train.synthetic_step import AnswerLoss, recorded
 
 log = logging.getLogger("mamba_seq.train")
 
@@ -37,6 +37,8 @@ class SyntheticTraining(Training):
         self._right: dict[int, float] = {}
         self.skipped = 0
         self._not_finite: list[Tensor] = []
+        # in a list, that its parameters do not count as further ones of this module
+        self._step: list[AnswerLoss] = []
 
     @property
     def done(self) -> bool:
@@ -51,18 +53,12 @@ class SyntheticTraining(Training):
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         """Return the mean cross-entropy of the answers of samples of some numbers (B,), in nats."""
         self.seed_step()
-        samples = self.task.samples("train", batch, self.recipe.data.length)
-        tokens = self.task.tokens(samples, "train", 0, self.task.positions(samples.length))
-        hidden = self.model.backbone(self.model.embed(tokens))[:, -self.task.memorise :]
-        logits = self.model.read(hidden)
-        loss = cross_entropy(logits, samples.answers, label_smoothing=self.recipe.label_smoothing)
-        self.log_row(
-            lambda: {
-                "loss": loss.item(),
-                "accuracy": (logits.argmax(dim=-1) == samples.answers).float().mean().item(),
-                "lr": self.rate,
-            }
-        )
+        if not self._step:
+            step = AnswerLoss(self.model, self.task, self.recipe.data.length, self.recipe.label_smoothing)
+            graph = self.recipe.replays and batch.is_cuda
+            self._step.append(recorded(step, batch) if graph else step)
+        loss, accuracy = self._step[0](batch)
+        self.log_row(lambda: {"loss": loss.item(), "accuracy": accuracy.item(), "lr": self.rate})
         return loss
 
     def configure_gradient_clipping(

@@ -101,6 +101,9 @@ class SyntheticRecipe(BaseRecipe):
     loses on its way to the answer still costs something when every answer is right, and goes on being learnt."""
     embedding_std: float = 1.0
     """Standard deviation of the embedding at the start."""
+    cuda_graph: bool = True
+    """Replay forward and backward pass of a step as one CUDA graph: on a GPU, in float32, with a model whose dropout is
+    0. What is computed is the same."""
     chunk_tokens: int | None = None
     """Tokens that the evaluation has in memory at a time; by default 2^20 on a GPU and 2^16 on a CPU."""
 
@@ -123,3 +126,8 @@ class SyntheticRecipe(BaseRecipe):
                 raise ValueError(
                     f"{name}.lengths has {min(lengths)}, expected at least {shortest} for {self.data.task}"
                 )
+
+    @property
+    def replays(self) -> bool:
+        """Whether steps may be replayed: nothing in them is drawn, and no weight is rounded anew at every step."""
+        return self.cuda_graph and self.precision == "32" and self.model.dropout == 0

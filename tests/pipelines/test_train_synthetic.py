@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from mamba_seq import ModelError, from_pretrained
+from mamba_seq import LanguageModel, MambaConfig, ModelConfig, ModelError, from_pretrained
 from mamba_seq.data_prep.synthetic import SelectiveCopying
 from mamba_seq.pipelines.errors import RecipeError
-from mamba_seq.pipelines.train import synthetic_module
+from mamba_seq.pipelines.train import synthetic_step
 from mamba_seq.pipelines.train.recipe import SyntheticRecipe, read_recipe
 from mamba_seq.pipelines.train.run import main
 from mamba_seq.pipelines.train.synthetic_module import SyntheticTraining, measure
@@ -160,7 +160,7 @@ def test_a_solved_run_that_was_killed_does_no_further_step(
 def test_gradients_that_are_not_finite_change_nothing_and_are_told(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    loss = synthetic_module.cross_entropy
+    loss = synthetic_step.cross_entropy
     calls = []
 
     def broken(*args: Any, **options: Any) -> torch.Tensor:
@@ -168,12 +168,34 @@ def test_gradients_that_are_not_finite_change_nothing_and_are_told(
         found = loss(*args, **options)
         return found * float("nan") if len(calls) == 3 else found
 
-    monkeypatch.setattr(synthetic_module, "cross_entropy", broken)
+    monkeypatch.setattr(synthetic_step, "cross_entropy", broken)
     main(recipe, tmp_path / "run", ["--optim.steps=20", "--val_every=10"])
     assert "step 10: 1 gradients since the last validation were not finite" in caplog.text
     assert caplog.text.count("not finite") == 1
     for tensor in from_pretrained(tmp_path / "run" / "model").state_dict().values():
         assert tensor.isfinite().all()
+
+
+@pytest.mark.parametrize("fault", ["none", "refused", "wrong"])
+def test_a_step_that_cannot_be_replayed_runs_eagerly(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: str
+) -> None:
+    backbone = MambaConfig(d_model=8, n_layer=1, d_state=2)
+    config = ModelConfig(task="language-model", backbone=backbone, vocab_size=6, tie_embeddings=False)
+    step = synthetic_step.AnswerLoss(LanguageModel(config), SelectiveCopying(6, 2), 8, 0.1)
+    numbers = torch.arange(4)
+    eager = float(step(numbers)[0].detach())
+
+    def record(step: synthetic_step.AnswerLoss, *_: Any) -> Any:
+        if fault == "refused":
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return step if fault == "none" else lambda numbers: [1.1 * each for each in step(numbers)]
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    found = synthetic_step.recorded(step, numbers)
+    assert float(found(numbers)[0].detach()) == eager
+    assert (found is step) == (fault == "none")
+    assert ("eagerly" in caplog.text) == (fault != "none")
 
 
 @pytest.mark.parametrize(
