@@ -1,6 +1,7 @@
-"""The baseline that stands beside a DNA classifier's accuracy: canonical k-mer frequencies and logistic regression.
+"""The baselines that stand beside a DNA classifier's accuracy: canonical k-mer frequencies and logistic regression.
 
-It sees the same training regions and the same test windows as the model, and is fitted anew for every length.
+They see the same training regions and the same test windows as the model, and are fitted anew for every length. With
+k-mers of one base what is left is composition: the part of G and C.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 
 K = 6
 """Length of the k-mers."""
+COMPOSITION_K = 1
+"""The same of the baseline that knows the composition alone."""
 REGULARISATION = (1e-4, 1e-3, 1e-2)
 """Inverse strengths C that are tried; the best on the test windows themselves counts, which favours the baseline."""
 
@@ -63,15 +66,20 @@ Windows = tuple[Sequence[Codes], Sequence[int]]
 """Sequences and their classes."""
 
 
-def baseline_accuracy(train: Windows, test: Windows) -> float:
+def baseline_accuracy(train: Windows, test: Windows, k: int = K) -> float:
     """Fit logistic regression on k-mer log-frequencies of `train`; return the best accuracy on `test` over C.
+
+    Args:
+        train: to fit on.
+        test: to count on.
+        k: length of the k-mers.
 
     Raises:
         ImportError: without scikit-learn, which only the development extra installs.
     """
     from sklearn.linear_model import LogisticRegression
 
-    x_train, x_test = (kmer_features(sequences) for sequences, _ in (train, test))
+    x_train, x_test = (kmer_features(sequences, k) for sequences, _ in (train, test))
     mean, spread = x_train.mean(axis=0), x_train.std(axis=0) + 1e-9
     x_train, x_test = (x_train - mean) / spread, (x_test - mean) / spread
     models = [LogisticRegression(C=C, max_iter=300).fit(x_train, train[1]) for C in REGULARISATION]

@@ -48,6 +48,8 @@ class DnaJob:
             raise RecipeError(f"the recipe's data section cannot be used: {error}") from error
         data = self.recipe.data
         lengths = sorted({*data.lengths, *data.length_warmup})
+        if self.recipe.evidence_growth is not None:
+            lengths = sorted({min(length, self.recipe.context) for length in lengths})
         self.memory = plan_memory(self.model_config(), self.recipe, lengths, data.batch_tokens, may_split=False)
 
     def splits(self) -> str:
@@ -84,7 +86,10 @@ class DnaJob:
         recipe = self.recipe
         model.backbone.recompute = self.memory.recompute
         model.backbone.gradient_checkpointing = recipe.gradient_checkpointing
-        return ClassifierTraining(cast("SequenceClassifier", model), recipe.optim, recipe.log_every, recipe.seed)
+        training = ClassifierTraining(cast("SequenceClassifier", model), recipe.optim, recipe.log_every, recipe.seed)
+        if recipe.evidence_growth is not None:
+            training.read_in_windows(recipe.context, recipe.evidence_growth)
+        return training
 
     def draw_curves(self, run: Path) -> None:
         """Draw loss and accuracy."""

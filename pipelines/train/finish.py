@@ -28,7 +28,7 @@ from mamba_seq.loading import from_pretrained
 from mamba_seq.pipelines.calibrate import FEWEST_WINDOWS, fit_calibration
 from mamba_seq.pipelines.evaluate import Evaluation, Reading, expected_calibration_error, predict_windows
 from mamba_seq.pipelines.evaluate_genomes import LengthResult
-from mamba_seq.pipelines.train.baseline import K, baseline_accuracy
+from mamba_seq.pipelines.train.baseline import COMPOSITION_K, K, baseline_accuracy
 from mamba_seq.pipelines.train.card import render_card
 from mamba_seq.pipelines.train.folder import BASELINE, CALIBRATION, CURVES, EVALUATION, MODEL, RECIPE, SPLITS, STAGING
 from mamba_seq.pipelines.train.plots import plot_confusion
@@ -141,19 +141,23 @@ def measure_model(
     return rows
 
 
-def measure_baseline(data: GenomeData, recipe: Recipe, tests: list[EvaluationWindows]) -> list[float | None]:
-    """Measure the k-mer baseline at every length; None for all without scikit-learn."""
-    accuracies: list[float | None] = []
+def measure_baseline(data: GenomeData, recipe: Recipe, tests: list[EvaluationWindows]) -> dict[str, list[float | None]]:
+    """Measure the baselines, of k-mers and of composition alone, at every length; None for all without scikit-learn."""
+    orders = {"baseline": K, "composition": COMPOSITION_K}
+    accuracies: dict[str, list[float | None]] = {name: [] for name in orders}
     for test in tests:
         fewest = recipe.evaluation.baseline_windows
         per_class = max(fewest, min(MOST_BASELINE_WINDOWS, BASELINE_BASES // test.length))
-        train = data.evaluation_windows("train", test.length, per_class)
+        train = _split(data.evaluation_windows("train", test.length, per_class))
+        tested = _split(test)
         try:
-            accuracies.append(baseline_accuracy(_split(train), _split(test)))
+            found = {name: baseline_accuracy(train, tested, k) for name, k in orders.items()}
         except ImportError:
-            log.warning("the k-mer baseline needs scikit-learn, which is not installed: the card goes without it")
-            return [None] * len(tests)
-        log.info("%s bases: %d-mer baseline %.4f", f"{test.length:,}", K, accuracies[-1])
+            log.warning("the baselines need scikit-learn, which is not installed: the card goes without them")
+            return {name: [None] * len(tests) for name in orders}
+        for name, accuracy in found.items():
+            accuracies[name].append(accuracy)
+        log.info("%s bases: %d-mers %.4f, composition %.4f", f"{test.length:,}", K, *found.values())
     return accuracies
 
 
@@ -176,7 +180,7 @@ def make_record(
     recipe: Recipe,
     data: GenomeData,
     evaluation: list[dict[str, Any]],
-    baseline: list[float | None],
+    baseline: dict[str, list[float | None]],
     parameters: int,
     steps: int,
     minutes: float,
@@ -208,11 +212,13 @@ def make_record(
         "minutes": minutes,
         "versions": versions(),
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        "baselines": f"canonical {K}-mer log-frequencies and logistic regression, fitted anew for each length",
+        "baselines": f"canonical {K}-mer log-frequencies and logistic regression, fitted anew for each length; "
+        "composition is the same of single bases",
         "confusion_length": evaluation[len(evaluation) // 2]["length"],
         "results": [
-            {**{key: value for key, value in row.items() if key != "confusion"}, "baseline": other}
-            for row, other in zip(evaluation, baseline, strict=True)
+            {key: value for key, value in row.items() if key != "confusion"}
+            | {name: accuracies[i] for name, accuracies in baseline.items()}
+            for i, row in enumerate(evaluation)
         ],
         "confusion": {str(row["length"]): row["confusion"] for row in evaluation},
     }

@@ -104,21 +104,36 @@ class ClassifierTraining(Training):
         config = model.config
         tokens = cast("int", config.vocab_size)  # a recipe's data are DNA
         self.next_token = nn.Linear(config.backbone.d_model, tokens) if optim.next_token_weight else None
+        self._context: int | None = None
+        self._growth = 0.0
+
+    def read_in_windows(self, context: int, growth: float) -> None:
+        """Train and validate on sequences longer than `context` as they will be read, in windows of it.
+
+        What decides is the average of the windows' logits, times their number to the power of `growth`, the form that
+        `mamba_seq.calibration` gives to evidence: what such a loss teaches is which evidence is worth adding up.
+
+        Args:
+            context: length of a window, in tokens; longer sequences are multiples of it.
+            growth: 0 to 1.
+        """
+        self._context, self._growth = context, growth
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch: cross-entropy over labels, and over next tokens if the recipe wants it."""
         self.seed_step()
         tokens, labels = batch
-        tokens = self.model.strands(tokens.long())[0]
+        length = tokens.shape[1]
+        tokens = self.model.strands(self._windows(tokens).long())[0]
         out = self.model.backbone(self.model.embedding(tokens))
-        logits = self.model.read(out)
+        logits = self._together(self.model.read(out), len(labels))
         loss = F.cross_entropy(logits, labels)
         self.log_row(
             lambda: {
                 "loss": loss.item(),
                 "accuracy": (logits.argmax(dim=1) == labels).float().mean().item(),
                 "lr": self.rate,
-                "length": float(tokens.shape[1]),
+                "length": float(length),
             }
         )
         if self.next_token is not None:
@@ -129,13 +144,26 @@ class ClassifierTraining(Training):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log loss and accuracy of a batch, averaged over the windows of one length."""
         tokens, labels = batch
-        logits = self.model(tokens.long())
+        logits = self._together(self.model(self._windows(tokens).long()), len(labels))
         name = f"val_{tokens.shape[1]}"
         values = {
             f"{name}_loss": F.cross_entropy(logits, labels),
             f"{name}_accuracy": (logits.argmax(dim=1) == labels).float().mean(),
         }
         self.log_dict(values, batch_size=len(labels), add_dataloader_idx=False, on_epoch=True, on_step=False)
+
+    def _windows(self, tokens: Tensor) -> Tensor:
+        """Cut sequences (B, L) into the windows that they are read in, (B L / context, context)."""
+        whole = self._context is None or tokens.shape[1] <= self._context
+        return tokens if whole else tokens.reshape(-1, cast("int", self._context))
+
+    def _together(self, logits: Tensor, sequences: int) -> Tensor:
+        """Return the logits (B, labels) of sequences whose windows, as many of each, have these (B windows, labels)."""
+        windows = len(logits) // sequences
+        if windows == 1:
+            return logits
+        together: Tensor = logits.unflatten(0, (sequences, windows)).mean(dim=1) * windows**self._growth
+        return together
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -87,6 +87,10 @@ class Recipe(DnaRecipe):
     are then those of its reverse complement, for twice the time."""
     context: int = 8192
     """Length of a window at prediction, in bases."""
+    evidence_growth: float | None = None
+    """Train on what is longer than `context` as it will be read: in windows of `context` whose scores are averaged. The
+    average counts their number to this power, 0 to 1, so that much evidence may say more than little. Null reads it
+    whole."""
     data: GenomeDataConfig
     """Genomes, splits and windows."""
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
@@ -96,6 +100,19 @@ class Recipe(DnaRecipe):
         super().__post_init__()
         if self.context < 1:
             raise ValueError(f"context is {self.context}, expected at least 1")
+        if self.evidence_growth is not None:
+            self._check_evidence(self.evidence_growth)
+
+    def _check_evidence(self, growth: float) -> None:
+        if not 0 <= growth <= 1:
+            raise ValueError(f"evidence_growth is {growth}, expected 0 to 1, or null")
+        validation = self.data.validation_lengths or []
+        for length in [*self.data.lengths, *self.data.length_warmup, *validation]:
+            if length > self.context and length % self.context:
+                raise ValueError(
+                    f"evidence_growth is {growth} and a length of data is {length}, expected at most context = "
+                    f"{self.context}, or a multiple of it"
+                )
 
 
 KINDS: dict[str, type[BaseRecipe]] = {

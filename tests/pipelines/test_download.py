@@ -297,7 +297,8 @@ def test_great_apes_are_homologous_across_the_species() -> None:
 def test_the_great_apes_recipe_trains_on_what_is_downloaded(
     run: Any, ncbi: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mamba_seq.pipelines.train.finish.baseline_accuracy", lambda train, test: 0.2)  # it takes long
+    # it takes long
+    monkeypatch.setattr("mamba_seq.pipelines.train.finish.baseline_accuracy", lambda train, test, k: 0.2)
     for label, assembly in GREAT_APES.items():
         molecules = [str(i) for i in (1, 2, 3, 10, 12, 20, 21)]
         records = {molecule: f"NC_{assembly.accession[7:11]}{int(molecule):02}.2" for molecule in molecules}

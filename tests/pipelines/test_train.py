@@ -11,10 +11,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning import Trainer
 
 from mamba_seq import ModelError, UnknownModelError, from_pretrained
+from mamba_seq.config import MambaConfig, ModelConfig
 from mamba_seq.data_prep.errors import DataError
+from mamba_seq.heads import SequenceClassifier
 from mamba_seq.pipelines.errors import RecipeError
 from mamba_seq.pipelines.evaluate import Reading
 from mamba_seq.pipelines.train import callbacks, finish
@@ -92,6 +95,7 @@ def test_a_run_ends_in_a_saved_model(recipe: str, tmp_path: Path) -> None:
     assert [row["windows"] for row in record["results"]] == [30, 12]
     assert all(np.sum(record["confusion"][str(row["length"])]) == row["windows"] for row in record["results"])
     assert 0 <= record["results"][0]["baseline"] <= 1
+    assert record["results"][1]["composition"] == 1.0  # which is all that these species differ in
     card = (folder / "README.md").read_text()
     low = record["confusion"]["60"][0]
     assert f"| *low* | {low[0] / sum(low):.3f} |" in card
@@ -350,6 +354,34 @@ def test_test_windows_are_read_in_as_many_windows_as_the_recipe_says(
     assert "all of them (`--max-windows`)" in (folder / "README.md").read_text()
 
 
+def test_long_windows_are_trained_as_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ModelConfig(
+        task="sequence-classification",
+        backbone=MambaConfig(d_model=8, n_layer=1, d_state=4),
+        vocab_size=5,
+        labels=["a", "b", "c"],
+        context=16,
+    )
+    training = ClassifierTraining(SequenceClassifier(config), OptimConfig(next_token_weight=0.5), 1, seed=0)
+    training.read_in_windows(16, 0.75)
+    monkeypatch.setattr(training, "log_row", lambda values: None)
+    monkeypatch.setattr(training, "seed_step", lambda: None)
+    tokens, labels = torch.randint(0, 4, (2, 48), dtype=torch.uint8), torch.tensor([2, 0])
+    windows = tokens.view(6, 16).long()
+    together = training.model(windows).view(2, 3, 3).mean(dim=1) * 3**0.75
+    next_tokens = training.next_token(training.model.backbone(training.model.embedding(windows)))[:, :-1]
+    expected = F.cross_entropy(together, labels)
+    expected = expected + 0.5 * F.cross_entropy(next_tokens.flatten(0, 1), windows[:, 1:].flatten())
+    torch.testing.assert_close(training.training_step((tokens, labels), 0), expected)
+    whole = F.cross_entropy(training.model(tokens[:, :16].long()), labels)
+    logged: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr(training, "log_dict", lambda values, **_: logged.update(values))
+    training.validation_step((tokens, labels), 0)
+    training.validation_step((tokens[:, :16], labels), 0)
+    torch.testing.assert_close(logged["val_48_loss"], F.cross_entropy(together, labels))
+    torch.testing.assert_close(logged["val_16_loss"], whole)
+
+
 def test_a_finished_run_is_left_alone_unless_forced(recipe: str, tmp_path: Path) -> None:
     folder = main(recipe, tmp_path / "run")
     before = (folder / "model.safetensors").read_bytes()
@@ -470,6 +502,7 @@ def test_bad_values_are_named(recipe: str, capsys: pytest.CaptureFixture[str]) -
         ("--optim.minutes=0", "optim.minutes is 0.0, expected above 0, or null for a schedule of steps"),
         ("--evaluation.max_windows=-1", "evaluation.max_windows is -1, expected 0 for all, or more"),
         ("--evaluation.baseline_windows=0", "evaluation.baseline_windows is 0, expected at least 1"),
+        ("--evidence_growth=1.5", "evidence_growth is 1.5, expected 0 to 1, or null"),
         ("--context=0", "context is 0, expected at least 1"),
         ("--log_every=0", "log_every is 0, expected at least 1"),
         ("--seed=-1", "seed is -1, expected 0 to 4294967295"),
@@ -479,6 +512,11 @@ def test_bad_values_are_named(recipe: str, capsys: pytest.CaptureFixture[str]) -
 def test_values_out_of_range_are_the_recipes_fault(recipe: str, override: str, message: str) -> None:
     with pytest.raises(RecipeError, match=f"is no recipe: .*{message}"):
         read_recipe(Path(recipe), [override])
+
+
+def test_what_is_read_in_windows_is_whole_windows(recipe: str) -> None:
+    with pytest.raises(RecipeError, match="a length of data is 100, expected at most context = 96, or a multiple"):
+        read_recipe(Path(recipe), ["--evidence_growth=0.5", "--data.lengths=[32, 192, 100]"])
 
 
 def test_learning_rate_warms_up_and_decays() -> None:
@@ -528,3 +566,4 @@ def test_baseline_tells_compositions_apart() -> None:
         return [rng.choice(4, 200, p=chances[label]).astype(np.uint8) for label in labels], labels
 
     assert baseline_accuracy(draw(30), draw(20)) == 1.0
+    assert baseline_accuracy(draw(30), draw(20), k=1) == 1.0
