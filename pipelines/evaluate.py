@@ -201,4 +201,5 @@ def wilson(proportion: float, n: float, z: float = Z_95) -> tuple[float, float]:
         return 0.0, 1.0
     centre = (proportion + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(proportion * (1 - proportion) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # at 0 and at 1 the interval ends there, and rounding may stop short of it
+    return max(0.0, min(proportion, centre - half)), min(1.0, max(proportion, centre + half))

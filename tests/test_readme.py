@@ -70,8 +70,9 @@ def is_text(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
-def test_accuracies_are_the_cards() -> None:
-    record = models_zoo.describe("mamba-dna.bacteria11")
+@pytest.mark.parametrize("name", ["mamba-dna.bacteria11", "mamba-dna.cupriavidus7"])
+def test_accuracies_are_the_cards(name: str) -> None:
+    record = models_zoo.describe(name)
     for row in record["results"]:
         cells = [f"{row[key]:.3f}" for key in ("accuracy", "low", "high", "baseline")]
         line = f"| {row['length']:,} | {cells[0]} | {cells[1]} to {cells[2]} | {cells[3]} |"

@@ -38,11 +38,14 @@ def data(tmp_path: Path) -> Path:
         (15 / 148, 148, 0.0624, 0.1605),
         (0.0, 20, 0.0, 0.1611),
         (1 / 29, 29, 0.0061, 0.1718),
+        (1.0, 41, 0.9143, 1.0),
         (0.0, 0, 0.0, 1.0),
     ],
 )
 def test_wilson(proportion: float, n: int, low: float, high: float) -> None:
-    assert wilson(proportion, n) == pytest.approx((low, high), abs=5e-5)
+    found = wilson(proportion, n)
+    assert found == pytest.approx((low, high), abs=5e-5)
+    assert found[0] <= proportion <= found[1]
 
 
 def test_confusion_matrix_has_the_truth_down() -> None:
