@@ -98,5 +98,6 @@ def test_released_models_have_ids(name: str) -> None:
     config = ModelConfig.from_json_file(models_zoo.path(name) / "config.json")
     taxonomy = Taxonomy.of_model(name, config.labels, config.taxonomy)
     for label, taxid in zip(config.labels, taxonomy.of_label, strict=True):
-        assert taxonomy.taxa[taxid].name.replace(" ", "_").lower() == label
+        if name != "mamba-dna.vertebrates21":  # whose labels are names such as "cow"
+            assert taxonomy.taxa[taxid].name.replace(" ", "_").lower() == label
         assert taxonomy.taxa[taxid].rank == "S"
