@@ -66,17 +66,21 @@ class Places:
         self._intervals: dict[str, list[tuple[int, Interval]]] = {label: [] for label in genomes.labels}
         for interval in intervals:
             self._intervals[interval.label].append((numbers[interval.file, interval.record], interval))
-        self._choices: dict[int, list[_Choices]] = {}
+        self._choices: dict[tuple[int, int], _Choices] = {}
 
     def sample(self, rng: np.random.Generator, length: int, label: int | None = None) -> tuple[Place, Codes, int]:
         """A place, its token ids (length,) uint8 and the number of its class.
 
         Raises:
-            TooFewData: A class has no interval of this length, or too many of its windows are mostly N.
+            TooFewData: The class, any if none is given, has no interval of this length, or too many of its windows are
+                mostly N.
         """
-        choices = self._of_length(length)
-        label = int(rng.integers(len(choices))) if label is None else label
-        records, first, starts, cumulative = choices[label]
+        labels = self.genomes.labels
+        for each in range(len(labels)) if label is None else (label,):
+            if (length, each) not in self._choices:
+                self._choices[length, each] = self._of_class(labels[each], length)
+        label = int(rng.integers(len(labels))) if label is None else label
+        records, first, starts, cumulative = self._choices[length, label]
         for _ in range(TRIES):
             i = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
             i = min(i, len(records) - 1)
@@ -96,11 +100,6 @@ class Places:
         return {
             label: sum(interval.length // length for _, interval in those) for label, those in self._intervals.items()
         }
-
-    def _of_length(self, length: int) -> list[_Choices]:
-        if length not in self._choices:
-            self._choices[length] = [self._of_class(label, length) for label in self.genomes.labels]
-        return self._choices[length]
 
     def _of_class(self, label: str, length: int) -> _Choices:
         those = [(record, interval) for record, interval in self._intervals[label] if interval.length >= length]
@@ -246,20 +245,28 @@ class EvaluationWindows(Dataset[tuple[Codes, int]]):
         labels: The class number of each window.
         disjoint: How many windows of this length fit side by side into the split, a class: the windows are drawn at
             random and overlap, so not more than these are independent.
+        left_out: Classes without a window, and why.
     """
 
-    def __init__(self, places: Places, length: int, per_class: int, seed: int = 0) -> None:
+    def __init__(
+        self, places: Places, length: int, per_class: int, seed: int = 0, *, may_leave_out: bool = False
+    ) -> None:
         self.length = length
         self.places: list[Place] = []
         self.labels: list[int] = []
         self.disjoint = places.disjoint(length)
+        self.left_out: dict[str, str] = {}
         self._genomes = places.genomes
-        for label in range(len(places.genomes.labels)):
+        for label, name in enumerate(places.genomes.labels):
             rng = np.random.default_rng((seed, length, label))
-            for _ in range(per_class):
-                place, _, _ = places.sample(rng, length, label)
-                self.places.append(place)
-                self.labels.append(label)
+            try:
+                chosen = [places.sample(rng, length, label)[0] for _ in range(per_class)]
+            except TooFewData as error:
+                if not may_leave_out or len(self.left_out) == len(places.genomes.labels) - 1:
+                    raise
+                self.left_out[name], self.disjoint[name], chosen = str(error), 0, []
+            self.places += chosen
+            self.labels += [label] * len(chosen)
 
     def __len__(self) -> int:
         return len(self.places)
@@ -277,6 +284,8 @@ def evaluation_windows(
     per_class: int,
     seed: int = 0,
     max_n_fraction: float = 0.2,
+    *,
+    may_leave_out: bool = False,
 ) -> EvaluationWindows:
     """A fixed seeded list of windows of these intervals, balanced over the classes.
 
@@ -287,11 +296,13 @@ def evaluation_windows(
         per_class: Windows of every class; places of a class are drawn uniformly, with replacement.
         seed: Chooses the places.
         max_n_fraction: Windows with more N than this are not taken.
+        may_leave_out: Go without classes that have no such window, as long as one is left.
 
     Raises:
-        TooFewData: A class has no interval of this length.
+        TooFewData: A class has no interval of this length, or next to no window with few enough N.
     """
-    return EvaluationWindows(Places(genomes, intervals, "length", max_n_fraction), length, per_class, seed)
+    places = Places(genomes, intervals, "length", max_n_fraction)
+    return EvaluationWindows(places, length, per_class, seed, may_leave_out=may_leave_out)
 
 
 def collate(items: Sequence[tuple[Codes, int]]) -> tuple[Tensor, Tensor]:

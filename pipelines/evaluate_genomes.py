@@ -16,7 +16,7 @@ from torch import nn
 
 from mamba_seq.calibration import Calibration
 from mamba_seq.data_prep.errors import DataError, TooFewData, UnreadableFile
-from mamba_seq.data_prep.genome_windows import evaluation_windows
+from mamba_seq.data_prep.genome_windows import EvaluationWindows, evaluation_windows
 from mamba_seq.data_prep.genomes import Genomes
 from mamba_seq.data_prep.splits import Interval, Split, Splits
 from mamba_seq.pipelines.evaluate import Evaluation, Reading, expected_calibration_error, predict_windows
@@ -82,11 +82,11 @@ def evaluate_genomes(
 
     Raises:
         DataError: for a folder that is no class of the model.
-        TooFewData: for a length that some class has no stretch for.
+        TooFewData: for a length that no class has a stretch for; classes that have none are left out, with a warning.
     """
     number = class_numbers(genomes, labels)
     for length in lengths:
-        chosen = evaluation_windows(genomes, intervals, length, per_class, seed)
+        chosen = _windows(genomes, intervals, length, per_class, seed)
         windows = ((codes, number[label]) for codes, label in (chosen[i] for i in range(len(chosen))))
         found = predict_windows(model, windows, reading, device=device, on_batch=on_batch).calibrated(calibration)
         called = None
@@ -150,7 +150,7 @@ def evaluate_unknown(
 
     Raises:
         DataError: for a folder that is a class of the model.
-        TooFewData: for a length that some folder has no stretch for.
+        TooFewData: for a length that no folder has a stretch for; folders that have none are left out, with a warning.
     """
     known = [label for label in genomes.labels if label in labels]
     if known:
@@ -159,14 +159,26 @@ def evaluate_unknown(
         )
     intervals = whole_records(genomes)
     for length in lengths:
-        chosen = evaluation_windows(genomes, intervals, length, per_class, seed)
+        chosen = _windows(genomes, intervals, length, per_class, seed)
         windows = (chosen[i] for i in range(len(chosen)))
         found = predict_windows(model, windows, reading, device=device, on_batch=on_batch).calibrated(calibration)
         called, best = found.novel(calibration, novel), found.probabilities.argmax(axis=1)
         for number, label in enumerate(genomes.labels):
+            if label in chosen.left_out:
+                continue
             own = found.truth == number
             predicted = tuple(np.bincount(best[own], minlength=len(labels)).tolist())
             yield UnknownResult(length, label, predicted, int(called[own].sum()), chosen.disjoint.get(label, 0))
+
+
+def _windows(
+    genomes: Genomes, intervals: Sequence[Interval], length: int, per_class: int, seed: int
+) -> EvaluationWindows:
+    """Draw the windows of one length, and warn of classes that have none."""
+    chosen = evaluation_windows(genomes, intervals, length, per_class, seed, may_leave_out=True)
+    for label, reason in chosen.left_out.items():
+        log.warning("%s bases: class %r is left out: %s", f"{length:,}", label, reason)
+    return chosen
 
 
 def class_numbers(genomes: Genomes, labels: Sequence[str]) -> list[int]:

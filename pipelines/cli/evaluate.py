@@ -65,6 +65,7 @@ def evaluate(
     DATA may be a folder with a folder of genomes (FASTA) for each class. Random windows are read as classify would
     read them. Every length gets a row for all classes and one for each, with 95 % Wilson intervals that take no more
     windows as independent than fit into the data side by side, and the expected calibration error of the probabilities.
+    Classes without a window of a length, or with N in all of them, are left out there, with a warning.
 
     A file, or a folder with --records, is labelled sequences in any form that finetune takes: the metrics of the
     model's task, with bootstrapped 95 % intervals.

@@ -108,6 +108,20 @@ def test_table(run: Any, data: Path) -> None:
 
 
 @pytest.mark.usefixtures("fake")
+def test_classes_without_a_window_of_a_length_are_left_out_with_a_warning(run: Any, data: Path) -> None:
+    (data / "gamma").mkdir()
+    (data / "gamma" / "gaps.fa").write_text(f">gaps\n{'ACGT' * 30}{'N' * 1500}\n")
+    result = run("evaluate", data, "--lengths", "100,1100,1400", "--per-class", 5)
+    assert result.code == 0, result.err
+    assert [row[:4] for row in result.rows if row[1] == "all"] == [
+        *(["100", "all", "15", "73"], ["1100", "all", "10", "4"], ["1400", "all", "5", "3"]),
+    ]
+    assert "1,100 bases: class 'gamma' is left out: 100 windows" in result.err
+    assert "1,400 bases: class 'beta' is left out: class 'beta' has no stretch of 1400 bases" in result.err
+    assert [row[1] for row in result.rows if row[0] == "1400"] == ["all", "alpha"]
+
+
+@pytest.mark.usefixtures("fake")
 def test_json_file_and_default_lengths(run: Any, data: Path, tmp_path: Path) -> None:
     target = tmp_path / "accuracy.json"
     result = run("evaluate", data, "-m", "fake", "--format", "json", "-o", target, "--per-class", 5)
