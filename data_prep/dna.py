@@ -51,8 +51,8 @@ class GenomeDataConfig:
     splits_file: str | None = None
     """A table of an earlier run's splits (splits.tsv) to use instead."""
     test_root: str | None = None
-    """Folder of other genomes of the same classes to test on, such as strains that training never sees; whole records
-    of it are then the test, and test_fraction must be 0."""
+    """Folder of other sequences of the same classes to test on, such as strains or regions that training never sees;
+    whole records of it are then the test, and test_fraction must be 0."""
     test_fraction: float = 0.1
     """Part of the bases of every genome (by record: of every class) that is held out for the test."""
     validation_fraction: float = 0.05

@@ -172,7 +172,7 @@ def _split_in_words(data: GenomeData) -> str:
         test, validation = bases["test"] / sum(bases.values()), bases["validation"] / sum(bases.values())
     held_out = f"{test:.0%} of the bases for the test"
     if config.test_root is not None:
-        held_out = "other genomes, of which training sees nothing, for the test"
+        held_out = "other sequences, of which training sees nothing, for the test"
     return f"{how}; {held_out}, {validation:.0%} for validation."
 
 
@@ -206,6 +206,7 @@ def make_record(
         "batch_tokens": recipe.data.batch_tokens,
         "mutation_fraction": recipe.data.mutation_fraction,
         "lengths": " and ".join(f"{length:,}" for length in recipe.data.lengths),
+        "evidence_growth": recipe.evidence_growth,
         "seed": recipe.seed,
         "data_seed": recipe.data.seed,
         **hardware(recipe.precision),

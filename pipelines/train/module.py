@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mamba_seq.data_prep.alphabet import DNA
 from mamba_seq.heads import Model, SequenceClassifier
 from mamba_seq.pipelines.train.metrics import MetricsFile
 from mamba_seq.pipelines.train.recipe_fields import OptimConfig
@@ -110,8 +111,9 @@ class ClassifierTraining(Training):
     def read_in_windows(self, context: int, growth: float) -> None:
         """Train and validate on sequences longer than `context` as they will be read, in windows of it.
 
-        What decides is the average of the windows' logits, times their number to the power of `growth`, the form that
-        `mamba_seq.calibration` gives to evidence: what such a loss teaches is which evidence is worth adding up.
+        What decides is the average of the windows' logits, each weighted by its bases that are not N, times the number
+        of windows that these bases fill to the power of `growth`: what `mamba_seq.pipelines.evidence` averages, in the
+        form that `mamba_seq.calibration` gives to it. What such a loss teaches is which evidence is worth adding up.
 
         Args:
             context: length of a window, in tokens; longer sequences are multiples of it.
@@ -124,9 +126,10 @@ class ClassifierTraining(Training):
         self.seed_step()
         tokens, labels = batch
         length = tokens.shape[1]
-        tokens = self.model.strands(self._windows(tokens).long())[0]
+        windows = self._windows(tokens)
+        tokens = self.model.strands(windows.long())[0]
         out = self.model.backbone(self.model.embedding(tokens))
-        logits = self._together(self.model.read(out), len(labels))
+        logits = self._together(self.model.read(out), windows, len(labels))
         loss = F.cross_entropy(logits, labels)
         self.log_row(
             lambda: {
@@ -144,7 +147,8 @@ class ClassifierTraining(Training):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log loss and accuracy of a batch, averaged over the windows of one length."""
         tokens, labels = batch
-        logits = self._together(self.model(self._windows(tokens).long()), len(labels))
+        windows = self._windows(tokens)
+        logits = self._together(self.model(windows.long()), windows, len(labels))
         name = f"val_{tokens.shape[1]}"
         values = {
             f"{name}_loss": F.cross_entropy(logits, labels),
@@ -157,12 +161,15 @@ class ClassifierTraining(Training):
         whole = self._context is None or tokens.shape[1] <= self._context
         return tokens if whole else tokens.reshape(-1, cast("int", self._context))
 
-    def _together(self, logits: Tensor, sequences: int) -> Tensor:
-        """Return the logits (B, labels) of sequences whose windows, as many of each, have these (B windows, labels)."""
-        windows = len(logits) // sequences
-        if windows == 1:
+    def _together(self, logits: Tensor, windows: Tensor, sequences: int) -> Tensor:
+        """Return the logits (B, labels) of sequences whose windows (B windows, L), as many of each, have these."""
+        number, context = len(logits) // sequences, windows.shape[1]
+        if number == 1:
             return logits
-        together: Tensor = logits.unflatten(0, (sequences, windows)).mean(dim=1) * windows**self._growth
+        bases = (windows < DNA.unknown_code).sum(dim=1).float().unflatten(0, (sequences, number))
+        seen = bases.sum(dim=1, keepdim=True).clamp(min=1.0)
+        average = (logits.unflatten(0, (sequences, number)) * (bases / seen)[..., None]).sum(dim=1)
+        together: Tensor = average * (seen / context).clamp(min=1.0) ** self._growth
         return together
 
 
