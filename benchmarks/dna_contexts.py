@@ -41,6 +41,7 @@ PAIR = ("saccharomyces_cerevisiae", "saccharomyces_paradoxus")
 PAIR_TRAIN, PAIR_TEST = ("S288C", "CBS432"), ("SK1", "N44")
 PAIR_TEST_RECORDS, PAIR_VALIDATION_RECORDS = ("chrIV", "chrVII", "chrXV"), ("chrXVI",)
 NOVEL_RATES = (0.05, 0.1)
+MEASURED = "measured.json"
 
 
 @dataclass(frozen=True)
@@ -249,13 +250,16 @@ def measure(asked: argparse.Namespace) -> int:
     for name in asked.tasks:
         folder = asked.out / name
         folder.mkdir(parents=True, exist_ok=True)
-        options, log = options_of(name, asked.data, asked.out), asked.out / f"{name}.log"
+        options = options_of(name, asked.data, asked.out, [f"--{each}" for each in asked.option])
+        log = asked.out / f"{name}.log"
         fields, _ = read_recipe(Path(options[0]), options[1:])
         fitting = Baselines(pool, asked.jobs, name, options, asked.out)
         fitting.no_run.set()
         model = locate_model(asked.model)
         task, splits = TASKS[name], model / "splits.tsv"
         data = asked.data / (task.test or task.train)
+        if fields.data.labels is not None:
+            data = only(fields.data.labels, data, asked.out / f"{name}_data")
         of_test = ["--splits", str(splits)] if task.test is None and splits.is_file() else []
         evaluation = fields.evaluation
         for length, count in zip(evaluation.lengths, evaluation.windows_per_class, strict=True):
@@ -264,7 +268,7 @@ def measure(asked: argparse.Namespace) -> int:
             failed += not ended([*command, "-o", str(folder / f"measured_{length}.tsv")], log, asked.deadline)
         record = json.loads((model / "record.json").read_text(encoding="utf-8"))
         today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-        write_json(folder / "record.json", record | hardware(fields.precision) | {"date": today})
+        write_json(folder / MEASURED, record | hardware(fields.precision) | {"date": today})
         fitting.join()
         fitted = fitting.folder / f"{name}.json"
         if fitted.is_file():
@@ -273,18 +277,28 @@ def measure(asked: argparse.Namespace) -> int:
     return failed
 
 
+def only(labels: Sequence[str], data: Path, folder: Path) -> Path:
+    """Make a folder of links to some of the class folders of another."""
+    folder.mkdir(exist_ok=True)
+    for label in labels:
+        if not (folder / label).exists():
+            (folder / label).symlink_to((data / label).resolve(), target_is_directory=True)
+    return folder
+
+
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     """Return the rows of a run's folder, or of one of `measure`; those of the folders below it where it is neither."""
-    measured = sorted(folder.glob("measured*.tsv"))
-    file = next((f for f in (folder / "record.json", folder / "model" / "record.json") if f.is_file()), None)
+    places = (folder / MEASURED, folder / "record.json", folder / "model" / "record.json")
+    file = next((place for place in places if place.is_file()), None)
     if file is None:
         return [row for below in sorted(folder.iterdir()) if below.is_dir() for row in rows_of(below)]
+    measured = sorted(folder.glob("measured*.tsv")) if file.name == MEASURED else None
     record = json.loads(file.read_text(encoding="utf-8"))
     task = record["name"].removeprefix("mamba-dna.")
     about = {"task": task, "chance": 1 / len(record["labels"]), "model": record["name"]}
     about |= {"start_from": record.get("start_from") or "random weights"}
     about |= {key: record[key] for key in ("parameters", "steps", "minutes", "seed", "hardware", "date")}
-    found = _measured(measured, folder / "baseline.json") if measured else record["results"]
+    found = record["results"] if measured is None else _measured(measured, folder / "baseline.json")
     rows = []
     for result in found:
         row = {key: result[key] for key in ("accuracy", "low", "high", "windows", "independent", "ece")}
@@ -349,9 +363,9 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--data", type=Path, required=True, help="folder of the collections")
         command.add_argument("--out", type=Path, required=True, help="folder of the results")
         command.add_argument("--deadline", type=float, help="seconds that a task may take, or an evaluation")
+        command.add_argument("--option", action="append", default=[], help="FIELD=VALUE of the recipes")
         command.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) // 2), help="baselines at once")
     commands.choices["run"].add_argument("--start-from", help=f"instead of {LANGUAGE_MODEL}; 'none' for random weights")
-    commands.choices["run"].add_argument("--option", action="append", default=[], help="FIELD=VALUE of the recipes")
     commands.choices["measure"].add_argument("--model", required=True, help="name or folder")
     command = commands.add_parser("table", help=table.__doc__)
     command.set_defaults(what=table)
