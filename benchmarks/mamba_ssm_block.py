@@ -1,4 +1,4 @@
-"""mamba_ssm's fused block with the weights of ours, a peer of `gpu_block.py`, `dna_pretrain.py` and `audio_train.py`."""
+"""mamba_ssm's fused block with our weights: a peer of `gpu_block.py`, `dna_pretrain.py` and `audio_train.py`."""
 
 import importlib.util
 
