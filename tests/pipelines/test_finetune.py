@@ -208,6 +208,16 @@ def test_a_pretrained_model_is_fine_tuned(tune: str, tmp_path: Path, run: Run) -
     assert from_pretrained(tmp_path / "run" / "model").config.strand == "both"
 
 
+@pytest.mark.parametrize("ones", [5, 8, 11])
+def test_one_answer_for_all_has_no_correlation(ones: int) -> None:
+    import torch
+
+    truth = torch.tensor([1] * ones + [0] * (16 - ones))
+    assert scores._mcc(torch.ones(16, dtype=torch.int64), truth, 2) == 0
+    assert scores._mcc(truth, torch.ones(16, dtype=torch.int64), 2) == 0
+    assert scores._mcc(truth, truth, 2) == pytest.approx(1)
+
+
 def test_what_is_taken_over_learns_more_slowly_the_deeper_it_is() -> None:
     backbone = MambaConfig(d_model=8, n_layer=2, d_state=2)
     config = ModelConfig(
