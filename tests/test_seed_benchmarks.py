@@ -18,7 +18,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Import a script of the benchmarks, which import each other by their names."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     yield importlib.import_module
-    for name in ("gue", "synthetic_seeds", "side_by_side"):
+    for name in ("gue", "synthetic_seeds", "side_by_side", "plot_synthetic", "plot_scan"):
         sys.modules.pop(name, None)
 
 
@@ -93,3 +93,13 @@ def test_accuracy_by_length_of_every_seed(load: Any, tmp_path: Path) -> None:
         "| 1 | 1,200 | 2.0 | 100.00 | 50.00 |",
     ]
     assert [row["stages"] for row in script.gather([record])] == ["8:5", "8:5"]
+
+
+def test_every_run_is_a_line_of_the_figure(load: Any) -> None:
+    script: ModuleType = load("plot_synthetic")
+    rows = {task: script.read(ROOT / "benchmarks" / "results" / f"{task}_h200.csv") for task in script.TASKS}
+    figure = script.draw(rows, script.STYLES["light"])
+    drawn = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes]
+    assert [len(each) for each in drawn] == [4, 2]
+    assert "seed 1, rate 0.01, dt from 1e-06" in drawn[0]
+    assert (ROOT / "docs" / "figures" / "synthetic_h200.light.png").is_file()
