@@ -74,6 +74,8 @@ def finish(model: Model, recipe: FinetuneRecipe, dataset: Dataset, run: Path, st
         "steps": steps,
         "epochs": recipe.epochs,
         "optim": {name: getattr(recipe.optim, name) for name in ("lr", "min_lr", "weight_decay", "grad_clip")},
+        "backbone_rate": recipe.backbone_rate,
+        "layer_decay": recipe.layer_decay,
         "mutation_fraction": recipe.mutation_fraction,
         "mask_fraction": recipe.mask_fraction,
         "label_smoothing": recipe.label_smoothing,

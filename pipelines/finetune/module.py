@@ -1,6 +1,7 @@
 """The step of a fine-tuning run, its validation, and the end when validation improves no more."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,18 @@ class FinetuneTraining(Training):
     def tested(self) -> Any:
         """The model that is validated and saved: the running average, where there is one."""
         return self.model if self.averaged is None else self.averaged
+
+    def rate_factor(self, name: str) -> float:
+        """Return the factor of a parameter's learning rate: less for what was taken over, and less the deeper it is."""
+        recipe, name = self.recipe, name.removeprefix("model.")
+        if not name.startswith(("backbone.", "embedding.")) or recipe.start is None:
+            return 1.0
+        blocks = len(getattr(self.model.backbone, "layers", ()))
+        # the embedding lies below all blocks, the last norm above them
+        found = re.match(r"backbone\.layers\.(\d+)\.", name)
+        below = blocks - 1 - int(found[1]) if found else blocks * name.startswith("embedding.")
+        factor: float = recipe.backbone_rate * recipe.layer_decay**below
+        return factor
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Return the loss of a batch."""

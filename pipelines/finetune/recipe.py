@@ -104,6 +104,12 @@ class FinetuneRecipe(BaseRecipe):
     """Part of a class target that is spread over all classes."""
     optim: OptimConfig = dataclasses.field(default_factory=lambda: OptimConfig(lr=1e-3, steps=1, warmup_steps=0))
     """Optimiser."""
+    backbone_rate: float = 1.0
+    """Learning rate of what is taken from the saved model, embedding and blocks, as a part of the head's, `optim.lr`:
+    less keeps more of it."""
+    layer_decay: float = 1.0
+    """That rate is multiplied by this for every block that stands above (arXiv 1801.06146 divides by 2.6); 1 for one
+    rate."""
     epochs: int = 30
     """Most passes over the training examples."""
     warmup_fraction: float = 0.1
@@ -134,6 +140,13 @@ class FinetuneRecipe(BaseRecipe):
         for name in ("epochs", "patience", "max_length", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for name in ("backbone_rate", "layer_decay"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected above 0, at most 1")
+            if getattr(self, name) != 1 and (self.start is None or self.tune != "full"):
+                raise ValueError(f"{name} is {getattr(self, name)}, and no saved model (-m) is trained in full")
+        if self.optim.next_token_weight:
+            raise ValueError(f"optim.next_token_weight is {self.optim.next_token_weight}, expected 0 in fine-tuning")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}, expected at least 1, or null to choose")
 

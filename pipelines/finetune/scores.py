@@ -209,6 +209,12 @@ def _accuracy(said: Tensor, truth: Tensor) -> float:
 
 
 def _mcc(said: Tensor, truth: Tensor, classes: int) -> float:
+    """Return Matthews correlation; 0 where one class alone is said or true, as in scikit-learn.
+
+    torchmetrics gives two classes up to 0.2 there, either way, by the balance of the truth.
+    """
     from torchmetrics.functional.classification import multiclass_matthews_corrcoef
 
+    if len(said) == 0 or bool((said == said[0]).all()) or bool((truth == truth[0]).all()):
+        return 0.0
     return multiclass_matthews_corrcoef(said, truth, classes, validate_args=False).item()

@@ -67,7 +67,7 @@ class Training(L.LightningModule):
 
     @property
     def rate(self) -> float:
-        """The learning rate of this step."""
+        """The learning rate of this step, of what has no factor of its own."""
         rate: float = self.trainer.optimizers[0].param_groups[0]["lr"]
         return rate
 
@@ -77,15 +77,26 @@ class Training(L.LightningModule):
         """Clip the gradient's norm; Lightning's clipping refuses the fused AdamW, though bf16 scales no gradients."""
         torch.nn.utils.clip_grad_norm_(self.parameters(), self.optim.grad_clip)
 
+    def rate_factor(self, name: str) -> float:
+        """Return what the learning rate of a parameter is multiplied by."""
+        return 1.0
+
     def configure_optimizers(self) -> Any:
-        """AdamW over two groups, with and without weight decay, and the schedule of the recipe, step by step."""
+        """AdamW over two groups, with and without weight decay, and the schedule of the recipe, step by step.
+
+        Parameters whose rate has another factor than 1 are in further groups, two a factor.
+        """
         optim = self.optim
-        decayed: list[nn.Parameter] = []
-        plain: list[nn.Parameter] = []
+        groups: dict[float, tuple[list[nn.Parameter], list[nn.Parameter]]] = {1.0: ([], [])}  # decayed, and not
         for name, parameter in self.named_parameters():
-            (plain if name.endswith(NO_DECAY) else decayed).append(parameter)
+            of_factor = groups.setdefault(self.rate_factor(name), ([], []))
+            of_factor[name.endswith(NO_DECAY)].append(parameter)
         optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            [
+                {"params": parameters, "weight_decay": decay, "lr": optim.lr * factor}
+                for factor, both in groups.items()
+                for parameters, decay in zip(both, (optim.weight_decay, 0.0), strict=True)
+            ],
             lr=optim.lr,
             betas=(optim.beta1, optim.beta2),
             eps=optim.eps,

@@ -6,6 +6,7 @@
     RUN/metrics.csv            step,name,value
     RUN/checkpoints/last.ckpt  weights, optimiser, step and minutes: a run that was killed goes on from here
                                (in parts, if asked for: see `checkpoint_files`)
+    RUN/stages/N/              of a synthetic task whose length grows: see `synthetic_stages`
     RUN/curves.png             loss and accuracy (of a synthetic task by length), or bits per sample or base
     RUN/baseline.json          the baseline on the test data
     RUN/calibration.json       the calibration of a classifier on validation windows
@@ -17,6 +18,7 @@ The same command starts a run, continues it, and refuses to touch one that is fi
 
 import logging
 import signal
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +51,7 @@ from mamba_seq.pipelines.train.recipe import (
 )
 from mamba_seq.pipelines.train.starting import begin_with, starting_weights
 from mamba_seq.pipelines.train.synthetic_job import SyntheticJob
+from mamba_seq.pipelines.train.synthetic_stages import grow
 from mamba_seq.pipelines.train.word_job import WordJob
 
 log = logging.getLogger("mamba_seq.train")
@@ -100,6 +103,13 @@ def main(
         new = begin_with(model, start)
         log.info("started from %s; new: %s", fields.start_from, ", ".join(new) or "nothing")
     part_bytes = None if checkpoint_mib is None else max(1, int(checkpoint_mib * 2**20))
+    if isinstance(job, SyntheticJob) and job.recipe.stages:
+        began = time.monotonic()
+        if not grow(job.recipe, model, run, fit, part_bytes, max_minutes, progress):
+            log.info("stopped in a first stage; the same command goes on")
+            return run
+        if max_minutes is not None:
+            max_minutes = max(0.0, max_minutes - (time.monotonic() - began) / 60)
     checkpoint = Checkpoint(run / CHECKPOINT, part_bytes)
     training = job.training(model)
     step = fit(training, job.data, fields, run, checkpoint, max_minutes, progress)

@@ -25,6 +25,7 @@ from mamba_seq.pipelines.train.plots import smoothed
 from mamba_seq.pipelines.train.starting import described
 from mamba_seq.pipelines.train.synthetic_module import measure
 from mamba_seq.pipelines.train.synthetic_recipe import SyntheticRecipe
+from mamba_seq.pipelines.train.synthetic_stages import outcomes
 from mamba_seq.saving import write_whole
 
 log = logging.getLogger("mamba_seq.train")
@@ -40,7 +41,8 @@ def finish(model: LanguageModel, recipe: SyntheticRecipe, run: Path, steps: int,
     # what is measured is what was stored, rounding included
     saved = cast("LanguageModel", from_pretrained(staging, device))
     results = measure_lengths(saved, recipe, run / EVALUATION)
-    record = make_record(recipe, results, sum(p.numel() for p in model.parameters()), steps, minutes)
+    stages = outcomes(recipe, run)
+    record = make_record(recipe, results, sum(p.numel() for p in model.parameters()), steps, minutes, stages)
     (staging / TABLE).write_text(to_tsv(results), encoding="utf-8")
     plot_lengths(results, recipe, staging / PICTURE)
     for name in (CURVES, METRICS, RECIPE, SPLITS):
@@ -80,7 +82,12 @@ def to_tsv(results: list[dict[str, Any]]) -> str:
 
 
 def make_record(
-    recipe: SyntheticRecipe, results: list[dict[str, Any]], parameters: int, steps: int, minutes: float
+    recipe: SyntheticRecipe,
+    results: list[dict[str, Any]],
+    parameters: int,
+    steps: int,
+    minutes: float,
+    stages: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Gather what the card says and `mamba-seq zoo show` prints."""
     return {
@@ -101,12 +108,13 @@ def make_record(
         "label_smoothing": recipe.label_smoothing,
         "steps": steps,
         "planned_steps": recipe.optim.steps,
+        "stages": stages,
         "start_from": described(recipe.start_from, "language-model"),
         "batch_size": recipe.data.batch_size,
         "seed": recipe.seed,
         "data_seed": recipe.data.seed,
         **hardware(recipe.precision),
-        "minutes": minutes,
+        "minutes": minutes + sum(stage["minutes"] for stage in stages),
         "versions": versions(),
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "solved": dataclasses.asdict(recipe.solved),

@@ -4,13 +4,11 @@ import logging
 from pathlib import Path
 from typing import cast
 
-import torch
-
 from mamba_seq.config import ModelConfig
 from mamba_seq.heads import LanguageModel, Model
 from mamba_seq.pipelines.train.folder import CURVES, METRICS
 from mamba_seq.pipelines.train.synthetic_finish import finish, plot_accuracies
-from mamba_seq.pipelines.train.synthetic_module import SyntheticData, SyntheticTraining
+from mamba_seq.pipelines.train.synthetic_module import SyntheticData, SyntheticTraining, draw_embedding
 from mamba_seq.pipelines.train.synthetic_recipe import SyntheticRecipe
 
 log = logging.getLogger("mamba_seq.train")
@@ -31,7 +29,9 @@ class SyntheticJob:
     def splits(self) -> str:
         """Return the table of the splits: which numbers the samples have, and from which seed they are drawn."""
         recipe = self.recipe
-        rows = ["split\tseed\tlength\tsamples", f"train\t{recipe.data.seed}\t{recipe.data.length}\tunlimited"]
+        rows = ["split\tseed\tlength\tsamples"]
+        rows += [f"train\t{recipe.data.seed}\t{stage.length}\tunlimited" for stage in recipe.stages]
+        rows += [f"train\t{recipe.data.seed}\t{recipe.data.length}\tunlimited"]
         for split, lengths in (("validation", recipe.validation), ("test", recipe.evaluation)):
             rows += [f"{split}\t{recipe.data.seed}\t{n}\t{lengths.count(n)}" for n in lengths.lengths]
         return "\n".join(rows) + "\n"
@@ -49,8 +49,8 @@ class SyntheticJob:
     def training(self, model: Model) -> SyntheticTraining:
         """Return the training step."""
         language = cast("LanguageModel", model)
-        if self.recipe.start_from is None:
-            torch.nn.init.normal_(cast("torch.nn.Embedding", language.embedding).weight, std=self.recipe.embedding_std)
+        if self.recipe.start_from is None and not self.recipe.stages:
+            draw_embedding(language, self.recipe.embedding_std)
         return SyntheticTraining(language, self.recipe)
 
     def draw_curves(self, run: Path) -> None:

@@ -81,6 +81,34 @@ class SolvedConfig:
 
 
 @dataclasses.dataclass(kw_only=True)
+class StageConfig:
+    """A first stage of training, at a shorter length than the task's: what is learnt there is where the next begins.
+
+    Optimiser and batch are those of the run; the schedule begins anew in every stage.
+    """
+
+    length: int
+    """Positions of its samples; it is validated at this length alone."""
+    steps: int
+    """Most steps."""
+    min_lr: float = 0.0
+    """Learning rate at the last of them, if it comes to that."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    accuracy: float = 0.99
+    """Accuracy of the validation that ends it."""
+    validations: int = 2
+    """Validations in a row that reach it; 0 never ends it before its last step."""
+    val_every: int = 250
+    """Steps between two validations."""
+
+    def __post_init__(self) -> None:
+        # what else may be wrong is found by the configs that it becomes
+        if self.length < 1 or self.val_every < 1:
+            raise ValueError(f"a stage has length {self.length}, val_every {self.val_every}, expected at least 1")
+
+
+@dataclasses.dataclass(kw_only=True)
 class SyntheticRecipe(BaseRecipe):
     """A training run of a synthetic task, from nothing to a saved model and its accuracy by length."""
 
@@ -96,6 +124,8 @@ class SyntheticRecipe(BaseRecipe):
     """What the finished model is measured on: other samples."""
     solved: SolvedConfig = dataclasses.field(default_factory=SolvedConfig)
     """When it stops."""
+    stages: list[StageConfig] = dataclasses.field(default_factory=list)
+    """Stages at shorter lengths, in this order, before training at `data.length`, which all other fields are about."""
     label_smoothing: float = 0.0
     """Part of each target that is spread evenly over all tokens. With some, the best logits are finite: what the state
     loses on its way to the answer still costs something when every answer is right, and goes on being learnt."""
@@ -126,6 +156,31 @@ class SyntheticRecipe(BaseRecipe):
                 raise ValueError(
                     f"{name}.lengths has {min(lengths)}, expected at least {shortest} for {self.data.task}"
                 )
+
+        for number in range(len(self.stages)):
+            try:
+                self.stage(number)
+            except ValueError as error:
+                raise ValueError(f"stages[{number}]: {error}") from error
+
+    def stage(self, number: int) -> "SyntheticRecipe":
+        """Return what a stage is as a recipe of its own, without further stages.
+
+        Raises:
+            ValueError: for a stage that cannot be.
+        """
+        stage = self.stages[number]
+        return dataclasses.replace(
+            self,
+            stages=[],
+            data=dataclasses.replace(self.data, length=stage.length),
+            validation=dataclasses.replace(self.validation, lengths=[stage.length]),
+            solved=SolvedConfig(accuracy=stage.accuracy, validations=stage.validations),
+            optim=dataclasses.replace(
+                self.optim, steps=stage.steps, warmup_steps=stage.warmup_steps, min_lr=stage.min_lr, minutes=None
+            ),
+            val_every=min(stage.val_every, stage.steps),
+        )
 
     @property
     def replays(self) -> bool:

@@ -10,10 +10,13 @@ import pytest
 import soundfile
 
 from mamba_seq import MambaConfig, ModelConfig, from_pretrained
-from mamba_seq.heads import LanguageModel
+from mamba_seq.heads import MODELS, LanguageModel
 from mamba_seq.pipelines.finetune import module, scores
 from mamba_seq.pipelines.finetune.lora import merge_adapters
+from mamba_seq.pipelines.finetune.recipe import FinetuneRecipe
 from mamba_seq.pipelines.finetune.run import main
+from mamba_seq.pipelines.train.module import NO_DECAY
+from mamba_seq.pipelines.train.recipe_fields import OptimConfig
 from tests.pipelines.conftest import Run
 
 RECIPE = """
@@ -205,6 +208,40 @@ def test_a_pretrained_model_is_fine_tuned(tune: str, tmp_path: Path, run: Run) -
     assert from_pretrained(tmp_path / "run" / "model").config.strand == "both"
 
 
+@pytest.mark.parametrize("ones", [5, 8, 11])
+def test_one_answer_for_all_has_no_correlation(ones: int) -> None:
+    import torch
+
+    truth = torch.tensor([1] * ones + [0] * (16 - ones))
+    assert scores._mcc(torch.ones(16, dtype=torch.int64), truth, 2) == 0
+    assert scores._mcc(truth, torch.ones(16, dtype=torch.int64), 2) == 0
+    assert scores._mcc(truth, truth, 2) == pytest.approx(1)
+
+
+def test_what_is_taken_over_learns_more_slowly_the_deeper_it_is() -> None:
+    backbone = MambaConfig(d_model=8, n_layer=2, d_state=2)
+    config = ModelConfig(
+        task="sequence-classification", backbone=backbone, vocab_size=5, alphabet="dna", labels=["a", "b"]
+    )
+    for start, factors in (("base", {"backbone_rate": 0.5, "layer_decay": 0.1}), ("base", {}), (None, {})):
+        recipe = FinetuneRecipe(start=start, model=None if start else backbone, **factors)
+        training = module.FinetuneTraining(MODELS[config.task](config), recipe, None, OptimConfig(lr=0.01))  # type: ignore[arg-type]
+        optimizer = training.configure_optimizers()["optimizer"]
+        names = {id(p): name for name, p in training.model.named_parameters()}
+        rates = {names[id(p)]: g["initial_lr"] for g in optimizer.param_groups for p in g["params"]}
+        assert set(rates) == set(names.values())
+        expected = dict.fromkeys(names.values(), 0.01)
+        if factors:
+            assert rates["embedding.weight"] == pytest.approx(0.00005)
+            for name in names.values():
+                if name.startswith("backbone."):
+                    expected[name] = 0.0005 if name.startswith("backbone.layers.0.") else 0.005
+            expected["embedding.weight"] = 0.00005
+        assert rates == pytest.approx(expected)
+        decays = {names[id(p)]: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+        assert {name for name, decay in decays.items() if not decay} == {n for n in decays if n.endswith(NO_DECAY)}
+
+
 def test_a_folder_a_class_is_evaluated_record_by_record(whole: Path, run: Run, tmp_path: Path) -> None:
     for label, letter in (("poor", "AT"), ("rich", "GC")):
         (tmp_path / "d" / label).mkdir(parents=True)
@@ -348,6 +385,8 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path, ru
     for arguments, code, message in (
         ((data,), 2, "name one of -m MODEL, to fine-tune it, and --from-scratch RECIPE"),
         ((data, "--from-scratch", recipe, "--tune", "lora"), 1, "the model is random"),
+        ((data, "--from-scratch", recipe, "--backbone_rate=0.1"), 1, "0.1, and no saved model (-m) is trained in full"),
+        ((data, "--from-scratch", recipe, "--layer_decay=0"), 1, "layer_decay is 0.0, expected above 0, at most 1"),
         ((data, "--from-scratch", recipe, "--epochs=0"), 1, "epochs is 0, expected at least 1"),
         ((data, "--from-scratch", "mamba-dna.bacteria11"), 1, "a recipe for 'mamba-seq train'"),
         ((data, "--from-scratch", recipe, "--label", "kind"), 1, "'kind' was expected as label"),

@@ -12,6 +12,7 @@ from mamba_seq import LanguageModel, MambaConfig, ModelConfig, ModelError, from_
 from mamba_seq.data_prep.synthetic import SelectiveCopying
 from mamba_seq.pipelines.errors import RecipeError
 from mamba_seq.pipelines.train import synthetic_step
+from mamba_seq.pipelines.train.folder import OWN
 from mamba_seq.pipelines.train.recipe import SyntheticRecipe, read_recipe
 from mamba_seq.pipelines.train.run import main
 from mamba_seq.pipelines.train.synthetic_module import SyntheticTraining, measure
@@ -157,6 +158,46 @@ def test_a_solved_run_that_was_killed_does_no_further_step(
         main(recipe, tmp_path / "run")
 
 
+def test_stages_are_trained_one_after_the_other_and_go_on_where_they_were_killed(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = "{length: %d, steps: %d, warmup_steps: 1, val_every: 2, validations: 1, accuracy: %s}"
+    asked = [
+        f"--stages=[{stages % (5, 4, 1.0)}, {stages % (8, 6, 1e-9)}]",
+        "--optim.steps=3",
+        "--optim.warmup_steps=1",
+        "--evaluation.lengths=[8]",
+        "--val_every=3",
+    ]
+    main(recipe, tmp_path / "whole", asked)
+    record = json.loads((tmp_path / "whole" / "model" / "record.json").read_text())
+    # the first is not solved and takes all of its steps, the second ends at its first validation
+    assert [(s["length"], s["steps"], s["planned_steps"]) for s in record["stages"]] == [(5, 4, 4), (8, 2, 6)]
+    assert (record["steps"], record["context"]) == (3, 16)
+    assert "Trained at length 16, before that at 5 and 8." in (tmp_path / "whole" / "model" / "README.md").read_text()
+    step = SyntheticTraining.training_step
+
+    deadly = [(16, 2), (8, 1)]
+
+    def killed(self: SyntheticTraining, *args: Any) -> torch.Tensor:
+        if (self.recipe.data.length, self.global_step) == deadly[-1]:
+            deadly.pop()
+            raise MemoryError("killed")
+        return step(self, *args)
+
+    monkeypatch.setattr(SyntheticTraining, "training_step", killed)
+    for _ in range(2):
+        with pytest.raises(MemoryError, match="killed"):
+            main(recipe, tmp_path / "run", asked)
+    deadly.append((0, 0))
+    main(recipe, tmp_path / "run", asked)
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+    expected = from_pretrained(tmp_path / "whole" / "model").state_dict()
+    for name, tensor in from_pretrained(tmp_path / "run" / "model").state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    assert "stages" in OWN  # what --force removes
+
+
 def test_gradients_that_are_not_finite_change_nothing_and_are_told(
     recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -212,6 +253,11 @@ def test_a_step_that_cannot_be_replayed_runs_eagerly(
         ("--solved.validations=-1", r"solved\.validations is -1"),
         ("--label_smoothing=1", "label_smoothing is 1"),
         ("--embedding_std=0", "embedding_std is 0"),
+        ("--stages=[{length: 2, steps: 200}]", r"stages\[0\]: data\.length is 2"),
+        (
+            "--stages=[{length: 8, steps: 9}]",
+            r"stages\[0\]: optim\.warmup_steps is 100, expected 0 to",
+        ),
         ("--chunk_tokens=0", "chunk_tokens is 0"),
         ("--optim.eps=0", r"optim\.eps is 0"),
     ],

@@ -1,0 +1,81 @@
+"""Commands side by side until a deadline, for the benchmarks that train many small models.
+
+A small model leaves most of a GPU idle, so several processes share it.
+"""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+GRACE = 12.0
+"""Seconds that a command has to end after SIGTERM."""
+
+
+class Job(NamedTuple):
+    """A command, and the name of its log."""
+
+    name: str
+    command: Sequence[str]
+
+
+def run_jobs(
+    jobs: Sequence[Job], logs: Path, deadline: float, at_once: int, devices: Sequence[str] = ()
+) -> dict[str, int | None]:
+    """Run commands in their order, some at a time, and end those that still run at the deadline.
+
+    Args:
+        jobs: the commands; their names are those of the logs.
+        logs: folder of NAME.log, which is appended to.
+        deadline: seconds of `time.monotonic` at which all ends.
+        at_once: commands on each device at a time.
+        devices: numbers of GPUs that commands are dealt out to; without any, the environment decides.
+
+    Returns:
+        The exit status of each command; None for one that was ended or never begun.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    waiting = list(jobs)
+    status: dict[str, int | None] = {job.name: None for job in jobs}
+    lock = threading.Lock()
+
+    def work(device: str | None) -> None:
+        environment = os.environ | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
+        while time.monotonic() < deadline:
+            with lock:
+                if not waiting:
+                    return
+                job = waiting.pop(0)
+            started = time.monotonic()
+            status[job.name] = _run(job, logs / f"{job.name}.log", deadline, environment)
+            said = "ended at the deadline" if status[job.name] is None else f"exit status {status[job.name]}"
+            print(f"{job.name}: {said} after {time.monotonic() - started:.0f} s", flush=True)
+
+    each = [device for device in (devices or [None]) for _ in range(at_once)]  # type: ignore[list-item]
+    threads = [threading.Thread(target=work, args=(device,)) for device in each]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return status
+
+
+def _run(job: Job, log: Path, deadline: float, environment: dict[str, str]) -> int | None:
+    """Run a command in a process group of its own, so that what it starts ends with it."""
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            job.command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+        )
+        for sign, wait in ((None, deadline - time.monotonic()), (signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE)):
+            if sign is not None:
+                os.killpg(process.pid, sign)
+            try:
+                ended = process.wait(max(0.0, wait))
+            except subprocess.TimeoutExpired:
+                continue
+            return ended if sign is None else None
+    return None
