@@ -118,7 +118,7 @@ def measure_clips(options: argparse.Namespace) -> None:
     hearing = load_classifier(options.classifier, device)
     real = recordings(options.real, splits, hearing)
     for root in options.real:
-        keep(f"bits {root.name}", lambda root=root: bits_of(options.model, root, splits, device))
+        keep(f"bits {root.name}", bits_of, options.model, root, splits, device)
 
     def scores(clips: int, temperature: float, seed: int, name: str) -> Found:
         drawing = Drawing(temperature=temperature, seed=seed)
@@ -132,10 +132,10 @@ def measure_clips(options: argparse.Namespace) -> None:
         return cast("Found", json.loads(to_json(measure(hearing, made, real, device, seed), about)))
 
     for t in options.temperatures:
-        keep(f"sample {t:g}", lambda t=t: scores(options.sample, t, options.seed + 1, f"sample-{t:g}"))
+        keep(f"sample {t:g}", scores, options.sample, t, options.seed + 1, f"sample-{t:g}")
     best = best_temperature({t: keep.found[f"sample {t:g}"] for t in options.temperatures})
     for t in dict.fromkeys([best, 1.0]):
-        keep(f"clips {t:g}", lambda t=t: scores(options.clips, t, options.seed, f"clips-{t:g}"))
+        keep(f"clips {t:g}", scores, options.clips, t, options.seed, f"clips-{t:g}")
     table = clips_table(options.model, best, keep.found)
     (folder / "clips.md").write_text(table, encoding="utf-8")
     print(table)
@@ -146,7 +146,7 @@ def ablate_kinds(options: argparse.Namespace) -> None:
     device = start(options.device)
     folder, keep = options.output, Kept(options.output / "ablate.json")
     for kind in options.kinds:
-        keep(kind, lambda kind=kind: train_kind(options, kind, device))
+        keep(kind, train_kind, options, kind, device)
     table = ablation_table(options.recipe, options.minutes, {kind: keep.found[kind] for kind in options.kinds})
     (folder / "ablate.md").write_text(table, encoding="utf-8")
     print(table)
@@ -202,12 +202,12 @@ class Kept:
         self.path = path
         self.found: Found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
-    def __call__(self, part: str, make: Callable[[], Any]) -> None:
-        """Make a part that is not there yet."""
+    def __call__(self, part: str, make: Callable[..., Any], *arguments: Any) -> None:
+        """Make a part that is not there yet, of these arguments."""
         if part in self.found:
             return
         log.info("%s", part)
-        self.found[part] = make()
+        self.found[part] = make(*arguments)
         new = self.path.with_suffix(".part")
         new.write_text(json.dumps(self.found, indent=1) + "\n", encoding="utf-8")
         new.replace(self.path)
