@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from gpu_block import has_peer, peer_block
+from mamba_ssm_block import has_peer, peer_block
 
 from mamba_seq.block import Mamba
 from mamba_seq.config import ModelConfig, SaShiMiConfig

@@ -20,7 +20,6 @@ import argparse
 import csv
 import datetime
 import gc
-import importlib.util
 import statistics
 import subprocess
 import sys
@@ -33,7 +32,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mamba_seq import LanguageModel, MambaConfig, ModelConfig
+sys.path.insert(0, str(Path(__file__).parent))
+from mamba_ssm_block import has_peer, peer_block
+
+from mamba_seq import LanguageModel, Mamba, MambaConfig, ModelConfig
 from mamba_seq.backbone import ResidualBlock
 from mamba_seq.data_prep.alphabet import DNA
 from mamba_seq.pipelines.likelihood import shifted
@@ -82,15 +84,6 @@ def main() -> int:
     return 0
 
 
-def has_peer() -> bool:
-    """Tell whether mamba_ssm's fused block can run."""
-    wanted = ("selective_scan_cuda", "causal_conv1d_cuda", "causal_conv1d", "mamba_ssm", "einops")
-    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
-    if missing:
-        print(f"no mamba_ssm beside ours: {', '.join(missing)} missing")
-    return not missing
-
-
 def make(n_layer: int = 12) -> LanguageModel:
     """Make the model of the recipe `mamba-dna-lm.genomes`."""
     torch.manual_seed(0)
@@ -101,28 +94,7 @@ def make(n_layer: int = 12) -> LanguageModel:
 
 def peer_of(model: LanguageModel) -> Forward:
     """Return the logits of tokens (B, L) by mamba_ssm's kernels and the model's weights."""
-    from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn
     from mamba_ssm.ops.triton.layer_norm import rms_norm_fn
-
-    def inner(block: Any, hidden: Tensor) -> Tensor:
-        B, L, d_model = hidden.shape
-        xz = (block.in_proj.weight @ hidden.reshape(B * L, d_model).t()).view(-1, B, L).transpose(0, 1)
-        out: Tensor = mamba_inner_fn(
-            xz,
-            block.conv_weight.to(BF16)[:, None],
-            block.conv_bias.to(BF16),
-            block.x_proj.weight,
-            block.dt_proj.weight,
-            block.out_proj.weight,
-            None,
-            -torch.exp(block.A_log.float()),
-            None,
-            None,
-            block.D.float(),
-            delta_bias=block.dt_bias.float(),
-            delta_softplus=True,
-        )
-        return out
 
     def forward(tokens: Tensor) -> Tensor:
         hidden, residual = model.embedding(tokens), None
@@ -131,7 +103,7 @@ def peer_of(model: LanguageModel) -> Forward:
             norm = cast("nn.RMSNorm", block.norm)
             how: dict[str, Any] = {"residual": residual, "eps": norm.eps, "prenorm": True, "residual_in_fp32": True}
             hidden, residual = rms_norm_fn(hidden, norm.weight, None, **how)
-            hidden = inner(block.mixer, hidden)
+            hidden = peer_block(cast("Mamba", block.mixer), hidden.to(BF16))
         norm = cast("nn.RMSNorm", model.backbone.norm)
         last = {"residual": residual, "eps": norm.eps, "prenorm": False, "residual_in_fp32": True}
         return model.read(rms_norm_fn(hidden, norm.weight, None, **last))

@@ -18,7 +18,6 @@ import argparse
 import csv
 import datetime
 import gc
-import importlib.util
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,9 @@ from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from triton.testing import do_bench
+
+sys.path.insert(0, str(Path(__file__).parent))
+from mamba_ssm_block import has_peer, peer_block
 
 from mamba_seq import LanguageModel, Mamba, MambaConfig, ModelConfig
 from mamba_seq.inner import Keep
@@ -126,39 +128,6 @@ def gradients(block: Mamba, run: Callable[[Tensor], Any], hidden: Tensor, dout: 
     names, parameters = zip(*block.named_parameters(), strict=True)
     found = torch.autograd.grad(out, [hidden, *parameters], dout)
     return {"out": out.detach(), "hidden": found[0], **dict(zip(names, found[1:], strict=True))}
-
-
-def has_peer() -> bool:
-    """Tell whether mamba_ssm's fused block can run."""
-    wanted = ("selective_scan_cuda", "causal_conv1d_cuda", "causal_conv1d", "mamba_ssm", "einops")
-    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
-    if missing:
-        print(f"no mamba_ssm beside ours: {', '.join(missing)} missing")
-    return not missing
-
-
-def peer_block(block: Mamba, hidden: Tensor) -> Tensor:
-    """Run mamba_ssm's fused block with the weights of ours, as its module does (`Mamba.forward`, fast path)."""
-    from mamba_ssm.ops.selective_scan_interface import mamba_inner_fn
-
-    B, L, d_model = hidden.shape
-    xz = (block.in_proj.weight @ hidden.reshape(B * L, d_model).t()).view(-1, B, L).transpose(0, 1)
-    out: Tensor = mamba_inner_fn(
-        xz,
-        block.conv_weight[:, None],
-        block.conv_bias,
-        block.x_proj.weight,
-        block.dt_proj.weight,
-        block.out_proj.weight,
-        None,
-        -torch.exp(block.A_log.float()),
-        None,
-        None,
-        block.D.float(),
-        delta_bias=block.dt_bias.float(),
-        delta_softplus=True,
-    )
-    return out
 
 
 def run_blocks(keeps: tuple[Keep, ...] = get_args(Keep)[1:]) -> list[Row]:

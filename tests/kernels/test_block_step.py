@@ -190,9 +190,9 @@ def test_what_the_kernels_do_not_take() -> None:
         assert reason in str(why_not(blocks, states, stack.residual))
     with pytest.raises(RuntimeError, match="cannot run this call: there is no CPU kernel of it"):
         block_step(stack.residual, stack.states, stack.blocks, backend="cpu")
-    wide = draw(M=3000, N=1, R=1, expand=1, layers=1)
+    wide = draw(M=3000, N=1, R=1, expand=1, layers=1).moved(TRITON)
     with pytest.raises(RuntimeError, match="blocks of width 3000 are not small"):
-        block_step(wide.residual.to(TRITON), wide.states, wide.moved(TRITON).blocks, backend="triton")
+        block_step(wide.residual, wide.states, wide.blocks, backend="triton")
 
 
 @pytest.mark.parametrize(

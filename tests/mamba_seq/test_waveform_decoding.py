@@ -14,7 +14,7 @@ from mamba_seq.kernels.step_program import StepProgram
 from mamba_seq.step_writer import StepWriter
 from mamba_seq.waveform_decoding import WaveformDecoder
 from mamba_seq.waveform_graph import FusedLevels, why_not_fused
-from tests.kernels.compare import relative_error
+from tests.kernels.compare import DEVICE, relative_error
 
 V, SILENCE = 33, 16
 LABELS = ["low", "high", "none"]
@@ -195,12 +195,13 @@ UNET = {"d_model": 16, "n_layer": 2, "d_state": 4, "norm": "layer"}
 def test_fused_levels_are_the_eager_step(alone: int, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = implementation("block_step", "triton")
     monkeypatch.setattr(kernels, "LARGEST_ALONE", alone)  # 0: all blocks in tiles
-    model = levels_model(SaShiMiConfig(**UNET, pool=[2]), labels=LABELS)
-    index, labels = torch.tensor([3, 2**33]), torch.tensor([1, -1])
+    device = DEVICE["triton"]
+    model = levels_model(SaShiMiConfig(**UNET, pool=[2]), labels=LABELS).to(device)
+    index, labels = torch.tensor([3, 2**33], device=device), torch.tensor([1, -1], device=device)
     drawing = Drawing(0.8, 9, 0.9, seed=2**40 + 5)
     levels, likelihood = WaveformDecoder(model, SILENCE, "eager").start(index, drawing, labels).advance(4)
-    state, tokens, positions = model.allocate_state(2), torch.full((2,), SILENCE), torch.zeros(2, dtype=torch.int64)
-    drawn, found = torch.zeros((2, 4), dtype=torch.int64), torch.zeros((2, 4))
+    state, tokens, positions = model.allocate_state(2), torch.full_like(index, SILENCE), torch.zeros_like(index)
+    drawn, found = index.new_zeros((2, 4)), torch.zeros((2, 4), device=device)
     assert why_not_fused(model, state, drawing) is None
     with torch.no_grad():
         step = FusedLevels(model, state, index, drawing, labels, tokens, positions, drawn, found, 0)

@@ -146,7 +146,7 @@ def test_a_batch_takes_an_eighth_of_a_gpu(
 @pytest.mark.gpu
 @pytest.mark.parametrize("both", [True, False])
 def test_on_a_gpu_as_on_a_cpu(both: bool) -> None:
-    codes = windows(1, 63, 1000, 2049, 2049, 150, 70)
+    codes = windows(2, 63, 1000, 2049, 2049, 150, 70)
     found = {}
     for device in (CPU, torch.device("cuda")):
         pool = WindowPool(Counts().to(device), device=device, batch_tokens=4096, both_strands=both)

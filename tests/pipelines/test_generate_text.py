@@ -178,7 +178,7 @@ def test_a_model_of_letters(run: Any, tmp_path: Path) -> None:
     )
     model = LanguageModel(config)
     folder = model.save_pretrained(tmp_path / "m", dtype=torch.float32)
-    words = ["generate", "-m", folder, "--max-tokens", 50, "--seed", 4]
+    words = ["generate", "-m", folder, "--max-tokens", 50, "--seed", 4, "--device", "cpu"]  # as the line below draws
     out = run(*words, "--text", "acgt").out
     new = model.eval().generate(torch.tensor([[0, 1, 2, 3]]), 50, generator=4)[0, 4:]
     assert out == "".join("ACGTN"[token] for token in new) + "\n"
