@@ -8,9 +8,9 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
+from mamba_seq.data_prep.augmentation import Augmentation, Letters
 from mamba_seq.data_prep.errors import TooFewData
 from mamba_seq.data_prep.genome_windows import (
-    Augmentation,
     Draw,
     EvaluationWindows,
     GenomeWindows,
@@ -76,6 +76,9 @@ class GenomeDataConfig:
     mutation_fraction: float = 0.0
     """The largest part of the bases of a training window that become another base: keeps small data from being learnt
     by heart."""
+    mutation_letters: Letters = "any"
+    """What such a base becomes: any of the three others, or one of the window's own (the changed bases change places),
+    which keeps the composition: take that where long windows are told apart by theirs."""
     validation_windows: int = 40
     """Validation windows a class, of each length."""
     validation_lengths: list[int] | None = None
@@ -162,7 +165,11 @@ class GenomeData(L.LightningDataModule):
         config = self.config
         places = Places(self.genomes, self.splits.of("train"), config.draw, config.max_n_fraction)
         augmentation = Augmentation(
-            config.reverse_complement, config.mask_probability, config.mask_fraction, config.mutation_fraction
+            config.reverse_complement,
+            config.mask_probability,
+            config.mask_fraction,
+            config.mutation_fraction,
+            config.mutation_letters,
         )
         windows = GenomeWindows(places, augmentation, config.seed)
         return TrainingBatches(

@@ -7,7 +7,6 @@ and go on at any step, and neither the number of workers nor that of processes c
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from mamba_seq.data_prep.alphabet import DNA, Codes
+from mamba_seq.data_prep.augmentation import Augmentation
 from mamba_seq.data_prep.errors import TooFewData
 from mamba_seq.data_prep.genomes import Genomes
 from mamba_seq.data_prep.length_warmup import LengthWarmup
@@ -119,38 +119,6 @@ class Places:
             weights /= np.array([of_record[record] for record in records.tolist()])
         first = np.array([interval.start for _, interval in those])
         return _Choices(records, first, starts, np.cumsum(weights))
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What happens to a training window.
-
-    Args:
-        reverse_complement: Read the other strand with probability 0.5.
-        mask_probability: Part of the windows in which some bases become N, so that N is learnt.
-        mask_fraction: The most bases of such a window that do; how many is drawn uniformly up to this.
-        mutation_fraction: The most bases of a window that become another base, drawn uniformly up to this for each
-            window: what a model may learn is then what survives mutation, not the sequence by heart.
-    """
-
-    reverse_complement: bool = True
-    mask_probability: float = 0.1
-    mask_fraction: float = 0.05
-    mutation_fraction: float = 0.0
-
-    def __call__(self, codes: Codes, rng: np.random.Generator) -> Codes:
-        """The window (L,) as training sees it; the one given is not changed."""
-        if self.reverse_complement and rng.random() < 0.5:
-            codes = DNA.reverse_complement(codes)
-        if self.mutation_fraction:
-            mutated = rng.random(len(codes), dtype=np.float32) < rng.uniform(0, self.mutation_fraction)
-            # one of the three other bases; N stays N
-            shift = rng.integers(1, 4, len(codes), dtype=np.uint8)
-            codes = np.where(mutated & (codes < 4), (codes + shift) % 4, codes)
-        if rng.random() < self.mask_probability:
-            masked = rng.random(len(codes)) < rng.uniform(0, self.mask_fraction)
-            codes = np.where(masked, np.uint8(DNA.unknown_code), codes)
-        return codes
 
 
 class GenomeWindows(Dataset[tuple[Codes, int]]):

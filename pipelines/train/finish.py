@@ -33,6 +33,7 @@ from mamba_seq.pipelines.train.card import render_card
 from mamba_seq.pipelines.train.folder import BASELINE, CALIBRATION, CURVES, EVALUATION, MODEL, RECIPE, SPLITS, STAGING
 from mamba_seq.pipelines.train.plots import plot_confusion
 from mamba_seq.pipelines.train.recipe import Recipe
+from mamba_seq.pipelines.train.refit import refit
 from mamba_seq.pipelines.train.starting import described
 from mamba_seq.saving import CONFIG_FILE, write_whole
 
@@ -53,8 +54,11 @@ def finish(
     minutes: float,
 ) -> Path:
     """Save the model, measure it and the baseline, write card and pictures; return the model's folder."""
-    staging = model.save_pretrained(run / STAGING)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    refitted = None
+    if recipe.refit_windows:
+        refitted = refit(model.to(device).eval(), recipe, data, torch.device(device))
+    staging = model.save_pretrained(run / STAGING)
     # what is measured is what was stored, rounding included
     saved = cast("SequenceClassifier", from_pretrained(staging, device))
     baseline = kept(run / BASELINE, lambda: measure_baseline(data, recipe, tests))
@@ -68,6 +72,7 @@ def finish(
         write_whole(staging / CONFIG_FILE, config.to_json().encode())
     parameters = sum(p.numel() for p in model.parameters())
     record = make_record(recipe, data, evaluation, baseline, parameters, steps, minutes)
+    record["refit"] = refitted
     record["calibration"] = None if calibration is None else dataclasses.asdict(calibration)
     at = len(recipe.evaluation.lengths) // 2
     plot_confusion(
@@ -205,6 +210,7 @@ def make_record(
         "start_from": described(recipe.start_from, "sequence-classification"),
         "batch_tokens": recipe.data.batch_tokens,
         "mutation_fraction": recipe.data.mutation_fraction,
+        "mutation_letters": recipe.data.mutation_letters,
         "lengths": " and ".join(f"{length:,}" for length in recipe.data.lengths),
         "evidence_growth": recipe.evidence_growth,
         "seed": recipe.seed,

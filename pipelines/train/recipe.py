@@ -91,6 +91,9 @@ class Recipe(DnaRecipe):
     """Train on what is longer than `context` as it will be read: in windows of `context` whose scores are averaged. The
     average counts their number to this power, 0 to 1, so that much evidence may say more than little. Null reads it
     whole."""
+    refit_windows: int = 0
+    """Training windows a class, of each length of data, that the head is fitted to once more when training is over,
+    unmutated and read as they will be; validation windows choose how far. 0 keeps the head as it was trained."""
     data: GenomeDataConfig
     """Genomes, splits and windows."""
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
@@ -100,6 +103,11 @@ class Recipe(DnaRecipe):
         super().__post_init__()
         if self.context < 1:
             raise ValueError(f"context is {self.context}, expected at least 1")
+        if self.refit_windows < 0 or (self.refit_windows and self.pooling == "max"):
+            raise ValueError(
+                f"refit_windows is {self.refit_windows} and pooling {self.pooling}, expected 0 or more, 0 with max, "
+                "which is no average of windows"
+            )
         if self.evidence_growth is not None:
             self._check_evidence(self.evidence_growth)
 

@@ -9,9 +9,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from mamba_seq.data_prep.alphabet import decode, encode, reverse_complement
+from mamba_seq.data_prep.augmentation import Augmentation
 from mamba_seq.data_prep.errors import TooFewData
 from mamba_seq.data_prep.genome_windows import (
-    Augmentation,
     GenomeWindows,
     Places,
     TrainingBatches,
@@ -98,6 +98,21 @@ def test_augmentation_reads_the_other_strand_and_masks() -> None:
     assert 0.15 < parts.max() < 0.25
     assert all(set(m[m != codes].tolist()) <= {4} for m in masked)
     assert decode(codes[:4]) == "ACGT"
+
+
+def test_mutations_to_own_letters_keep_the_composition() -> None:
+    rng = np.random.default_rng(0)
+    codes = encode("AATTCANT" * 500)
+    before = codes.copy()
+    counts = np.bincount(codes, minlength=5)
+    own = [Augmentation(False, 0.0, 0.0, 0.2, "own")(codes, rng) for _ in range(50)]
+    any_ = [Augmentation(False, 0.0, 0.0, 0.2)(codes, rng) for _ in range(50)]
+    np.testing.assert_array_equal(codes, before)
+    assert all(np.array_equal(np.bincount(m, minlength=5), counts) for m in own)
+    assert all((m[codes == 4] == 4).all() for m in (*own, *any_))
+    changed = [np.mean(m != codes) for m in own]
+    assert 0.1 < max(changed) < 0.2  # some letters of a window are the same, and changing places shows nothing
+    assert np.mean([np.bincount(m, minlength=5)[2] for m in any_]) > 20 + counts[2]  # G, of which there was none
 
 
 def test_batches_have_one_length_and_the_same_number_of_tokens(genomes: Genomes) -> None:

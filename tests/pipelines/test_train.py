@@ -506,6 +506,7 @@ def test_bad_values_are_named(recipe: str, capsys: pytest.CaptureFixture[str]) -
         ("--evaluation.max_windows=-1", "evaluation.max_windows is -1, expected 0 for all, or more"),
         ("--evaluation.baseline_windows=0", "evaluation.baseline_windows is 0, expected at least 1"),
         ("--evidence_growth=1.5", "evidence_growth is 1.5, expected 0 to 1, or null"),
+        ("--refit_windows=-1", "refit_windows is -1 and pooling"),
         ("--context=0", "context is 0, expected at least 1"),
         ("--log_every=0", "log_every is 0, expected at least 1"),
         ("--seed=-1", "seed is -1, expected 0 to 4294967295"),

@@ -124,13 +124,15 @@ def test_a_run_starts_from_a_language_model_and_its_card_says_so(
     with pytest.raises(ModelError, match="n_layer 2 instead of 3"):
         main(recipe, tmp_path / "run", [start, "--model.n_layer=3"])
     assert not (tmp_path / "run").exists()
-    folder = main(recipe, tmp_path / "run", [start])
+    folder = main(recipe, tmp_path / "run", [start, "--refit_windows=20", "--data.mutation_letters=own"])
     theirs, ours = from_pretrained(language_model).state_dict(), from_pretrained(folder).state_dict()
     for name, tensor in theirs.items():
         # Adam moves a weight that is 0 by the learning rate
         assert torch.allclose(ours[name], tensor, rtol=0, atol=1e-20), name
     card = (folder / "README.md").read_text()
     assert "| started from | the language model of an earlier run: its embedding and blocks; a new head |" in card
+    assert "| head | fitted again at the end on windows as they are read, strength " in card
+    assert "mutated (to letters of its own), dropout" in card
     assert str(tmp_path) not in card
     assert str(tmp_path) not in (folder / "record.json").read_text()
 
