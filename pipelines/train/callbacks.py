@@ -62,7 +62,13 @@ class StopAfter(Callback):
     def __init__(self, minutes: float, passed: Callable[[], float] | None = None) -> None:
         started = time.monotonic()
         self._minutes = minutes
+        self._of_all_calls = passed is not None
         self._passed = passed if passed is not None else lambda: (time.monotonic() - started) / 60
+
+    def on_train_start(self, trainer: L.Trainer, *args: Any) -> None:
+        """Take no step more in a run that was killed after its end: what is measured already is of these weights."""
+        if self._of_all_calls and self._passed() >= self._minutes:
+            trainer.should_stop = True
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Stop after the step that passes the end."""

@@ -23,6 +23,7 @@ from mamba_seq.pipelines.evaluate import Reading
 from mamba_seq.pipelines.train import callbacks, finish
 from mamba_seq.pipelines.train.baseline import baseline_accuracy, canonical_kmers, kmer_features
 from mamba_seq.pipelines.train.callbacks import StopAfter
+from mamba_seq.pipelines.train.dna_job import DnaJob
 from mamba_seq.pipelines.train.metrics import MetricsFile, read_metrics
 from mamba_seq.pipelines.train.module import ClassifierTraining, learning_rate, step_seed
 from mamba_seq.pipelines.train.recipe import OptimConfig, read_recipe
@@ -294,6 +295,10 @@ def test_a_schedule_of_minutes_ends_the_run_when_they_are_over(
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.001
     assert 1 <= record["minutes"] < 1.2
+    # killed before the model's folder was there: no step more, for evaluation.json is of these weights
+    folder.rename(run / "model.partial")
+    monkeypatch.setattr(DnaJob, "finish", lambda self, model, run, steps, minutes: steps)
+    assert main(recipe, run, timed) == record["steps"]
 
 
 def test_a_run_starts_from_saved_weights(recipe: str, whole: Path, tmp_path: Path) -> None:
