@@ -3,7 +3,8 @@
 Training sees mutated, masked windows in a random order, and ends after some minutes; small shifts of the scores of a
 window, far below its noise, decide what the sum of hundreds of windows says. So the head is fitted once more, its
 vectors held fixed: multinomial logistic regression on the vectors of whole training windows of every length, read in
-windows of the context on both strands and averaged, as `mamba_seq.pipelines.evidence` does. What is fitted is
+windows of the context on both strands and averaged, a window counting by its bases that are not N, as
+`mamba_seq.pipelines.evidence` does. What is fitted is
 
     W = W0 + D / spread,   b,     mean over lengths of the cross-entropy of (W x + b) n^growth  +  strength |D|^2 / 2
 
@@ -23,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mamba_seq.data_prep.alphabet import Codes
+from mamba_seq.data_prep.alphabet import DNA, Codes
 from mamba_seq.data_prep.dna import GenomeData
 from mamba_seq.data_prep.errors import TooFewData
 from mamba_seq.data_prep.genome_windows import EvaluationWindows
@@ -66,7 +67,7 @@ class Head(NamedTuple):
         return torch.stack(parts).mean()
 
 
-def refit(model: SequenceClassifier, recipe: Recipe, data: GenomeData, device: torch.device) -> dict[str, Any]:
+def refit(model: SequenceClassifier, recipe: Recipe, data: GenomeData, device: torch.device) -> dict[str, Any] | None:
     """Fit the head of a model anew, in place.
 
     Args:
@@ -77,11 +78,15 @@ def refit(model: SequenceClassifier, recipe: Recipe, data: GenomeData, device: t
 
     Returns:
         What was found: the strength that was chosen (None for the head as it was trained), and the cross-entropy on
-        validation windows before and after.
+        validation windows before and after. None where no length fits into the validation regions: nothing can be
+        chosen there, and the head stays as it was trained.
     """
     growth = recipe.evidence_growth or 0.0
-    train = read_lengths(model, recipe, data, "train", recipe.refit_windows, device)
     held_out = read_lengths(model, recipe, data, "validation", recipe.evaluation.calibration_windows, device)
+    if not held_out:
+        log.warning("the validation regions are shorter than every length of data: the head stays as it was trained")
+        return None
+    train = read_lengths(model, recipe, data, "train", recipe.refit_windows, device)
     old = Head(model.head.weight.detach().double().cpu(), model.head.bias.detach().double().cpu())
     best, strength = choose(old, train, held_out, growth)
     with torch.no_grad():
@@ -134,11 +139,7 @@ def fit(old: Head, start: Head, train: Sequence[Read], growth: float, strength: 
 def read_lengths(
     model: SequenceClassifier, recipe: Recipe, data: GenomeData, split: Split, per_class: int, device: torch.device
 ) -> list[Read]:
-    """Read windows of a split, so many a class, of every length that is trained on and fits.
-
-    Raises:
-        TooFewData: when none fits.
-    """
+    """Read windows of a split, so many a class, of every length that is trained on and fits."""
     reader = VectorReader(model, device)
     found = []
     for length in sorted(set(recipe.data.lengths)):
@@ -148,22 +149,24 @@ def read_lengths(
             log.info("the head is fitted without %s windows of %s bases: there is no room", split, f"{length:,}")
             continue
         found.append(read(reader, windows, recipe.context))
-    if not found:
-        raise TooFewData(f"no window of data.lengths {recipe.data.lengths} fits into the {split} regions")
     return found
 
 
 def read(reader: VectorReader, windows: EvaluationWindows, context: int) -> Read:
-    """Read every sequence in windows of the context."""
+    """Read every sequence in windows of the context, which count by their bases that are not N."""
     each = max(1, -(-windows.length // context))
     at_once = max(1, reader.chunk // context)
     pieces: list[Codes] = []
-    parts = []
+    parts, bases = [], []
     for i in range(len(windows)):
         codes = windows[i][0]
-        pieces += [codes[at : at + context] for at in range(0, len(codes), context)]
+        cut = [codes[at : at + context] for at in range(0, len(codes), context)]
+        bases.append([np.count_nonzero(piece < DNA.unknown_code) for piece in cut])
+        pieces += cut
         while len(pieces) >= at_once or (pieces and i == len(windows) - 1):
             parts.append(reader.together(pieces[:at_once]))
             pieces = pieces[at_once:]
     vectors = torch.from_numpy(np.concatenate(parts)).double().unflatten(0, (len(windows), each))
-    return Read(vectors.mean(dim=1), torch.tensor(windows.labels), each)
+    weights = torch.tensor(bases, dtype=torch.float64)
+    weights /= weights.sum(dim=1, keepdim=True).clamp(min=1.0)
+    return Read((vectors * weights[..., None]).sum(dim=1), torch.tensor(windows.labels), each)

@@ -61,6 +61,8 @@ def test_vectors_are_those_of_windows_on_both_strands() -> None:
     model = SequenceClassifier(config).eval()
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 4, (3, 48)).astype(np.uint8)
+    codes[1, 4:16] = 4  # N, which does not count: a window of 4 bases
+    bases = torch.tensor([[16, 16, 16], [4, 16, 16], [16, 16, 16]])
 
     class Windows(list[tuple[np.ndarray, int]]):
         length, labels = 48, [0, 1, 1]
@@ -73,5 +75,6 @@ def test_vectors_are_those_of_windows_on_both_strands() -> None:
         with torch.no_grad():
             pieces = codes.reshape(9, 16)
             both = np.concatenate([pieces, np.stack([reverse_complement(piece) for piece in pieces])])
-            expected = model(torch.from_numpy(both).long()).reshape(2, 3, 3, 2).mean(dim=(0, 2))
+            each = model(torch.from_numpy(both).long()).reshape(2, 3, 3, 2).mean(dim=0)
+            expected = (each * bases[..., None]).sum(dim=1) / bases.sum(dim=1, keepdim=True)
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
