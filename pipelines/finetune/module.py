@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
+from mamba_seq.errors import ModelError
 from mamba_seq.heads import Model
 from mamba_seq.pipelines.finetune.batches import IGNORED, Batch
 from mamba_seq.pipelines.finetune.dataset import Dataset
@@ -29,6 +30,11 @@ class FinetuneTraining(Training):
         super().__init__(model, optim, recipe.log_every, recipe.seed)
         self.dataset = dataset
         self.recipe = recipe
+        if recipe.layer_decay != 1 and not hasattr(model.backbone, "layers"):
+            raise ModelError(
+                f"layer_decay is {recipe.layer_decay}, and the saved model is a U-Net, whose levels are no stack of "
+                "blocks; leave it out, or give backbone_rate for all of them"
+            )
         self.averaged: nn.Module | None = None
         if recipe.ema:
             self.averaged = copy.deepcopy(model).requires_grad_(False)

@@ -4,12 +4,14 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
-from mamba_seq import MambaConfig, ModelConfig, from_pretrained
+from mamba_seq import MambaConfig, ModelConfig, ModelError, from_pretrained
 from mamba_seq.heads import MODELS, LanguageModel
 from mamba_seq.pipelines.finetune import module, scores
 from mamba_seq.pipelines.finetune.lora import merge_adapters
@@ -240,6 +242,9 @@ def test_what_is_taken_over_learns_more_slowly_the_deeper_it_is() -> None:
         assert rates == pytest.approx(expected)
         decays = {names[id(p)]: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
         assert {name for name, decay in decays.items() if not decay} == {n for n in decays if n.endswith(NO_DECAY)}
+    u_net: Any = SimpleNamespace(backbone=object())
+    with pytest.raises(ModelError, match=r"layer_decay is 0\.5, and the saved model is a U-Net"):
+        module.FinetuneTraining(u_net, FinetuneRecipe(start="base", layer_decay=0.5), None, OptimConfig())  # type: ignore[arg-type]
 
 
 def test_a_folder_a_class_is_evaluated_record_by_record(whole: Path, run: Run, tmp_path: Path) -> None:
