@@ -268,7 +268,7 @@ def measure(asked: argparse.Namespace) -> int:
             failed += not ended([*command, "-o", str(folder / f"measured_{length}.tsv")], log, asked.deadline)
         record = json.loads((model / "record.json").read_text(encoding="utf-8"))
         today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-        write_json(folder / MEASURED, record | hardware(fields.precision) | {"date": today})
+        write_json(folder / MEASURED, record | hardware(fields.precision) | {"date": today, "measured_as": name})
         fitting.join()
         fitted = fitting.folder / f"{name}.json"
         if fitted.is_file():
@@ -294,7 +294,8 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
         return [row for below in sorted(folder.iterdir()) if below.is_dir() for row in rows_of(below)]
     measured = sorted(folder.glob("measured*.tsv")) if file.name == MEASURED else None
     record = json.loads(file.read_text(encoding="utf-8"))
-    task = record["name"].removeprefix("mamba-dna.")
+    # a model may be measured on the windows of another task than the one that it is named after
+    task = record.get("measured_as", record["name"].removeprefix("mamba-dna."))
     about = {"task": task, "chance": 1 / len(record["labels"]), "model": record["name"]}
     about |= {"start_from": record.get("start_from") or "random weights"}
     about |= {key: record[key] for key in ("parameters", "steps", "minutes", "seed", "hardware", "date")}

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is asked for, and write the tables."""
     asked = parse(arguments)
     deadline = time.monotonic() + asked.deadline
-    asked.output.mkdir(parents=True, exist_ok=True)
+    (asked.output / "runs").mkdir(parents=True, exist_ok=True)
     (asked.output / "scratch.yaml").write_text(
         "kind: finetune\nname: gue-scratch\nmodel: {d_model: 128, n_layer: 12}\n"
     )
@@ -213,7 +213,8 @@ def difference(ours: list[list[dict[str, str]]], theirs: list[list[dict[str, str
     together, so that those which are hard for every model add nothing to the interval.
     """
     truth = [row["truth"] for row in ours[0]]
-    labels = {label: number for number, label in enumerate(sorted(set(truth)))}
+    names = {*truth, *(row["prediction"] for run in (*ours, *theirs) for row in run)}
+    labels = {label: number for number, label in enumerate(sorted(names))}
     expected = np.array([labels[each] for each in truth])
     said = [np.array([[labels[row["prediction"]] for row in run] for run in group]) for group in (ours, theirs)]
     rng = np.random.default_rng(0)
@@ -224,10 +225,16 @@ def difference(ours: list[list[dict[str, str]]], theirs: list[list[dict[str, str
 
 
 def mean_mcc(truth: np.ndarray, said: np.ndarray) -> float:
-    """Return the mean Matthews correlation of two-class predictions (runs, n) of truths (n,); 0 where all are alike."""
-    both = np.cov(np.vstack([truth, said]).astype(float))
-    below = np.sqrt(both[0, 0] * np.diag(both)[1:])
-    return float(np.mean(np.divide(both[0, 1:], below, out=np.zeros(len(said)), where=below > 0)))
+    """Return the mean Matthews correlation of predictions (runs, n) of truths (n,); 0 where all are alike.
+
+    That of any number of classes is Gorodkin's R_K (Comput. Biol. Chem. 28, 367, 2004).
+    """
+    n, classes = len(truth), 1 + max(int(truth.max()), int(said.max()))
+    true = np.bincount(truth, minlength=classes) / n
+    predicted = np.array([np.bincount(run, minlength=classes) for run in said]) / n
+    above = (said == truth).mean(axis=1) - predicted @ true
+    below = np.sqrt((1 - (predicted**2).sum(axis=1)) * (1 - (true**2).sum()))
+    return float(np.mean(np.divide(above, below, out=np.zeros(len(said)), where=below > 1e-12)))
 
 
 def read(path: Path, delimiter: str = ",") -> list[dict[str, str]]:

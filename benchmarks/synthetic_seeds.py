@@ -61,6 +61,7 @@ def gather(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         optim, model = record["optim"], record["model"]
         settings = {
             **{
+                "run": f"seed_{record['seed']}",
                 "seed": record["seed"],
                 "trained_at": record["context"],
                 "batch": record["batch_size"],

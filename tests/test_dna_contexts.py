@@ -63,7 +63,7 @@ def test_table_of_runs_and_of_measured_models(
 ) -> None:
     folder = tmp_path / "measured" / "ab"
     folder.mkdir(parents=True)
-    record = models_zoo.describe("mamba-dna.bacteria11") | {"name": "mamba-dna.yeast2", "labels": ["a", "b"]}
+    record = models_zoo.describe("mamba-dna.bacteria11") | {"measured_as": "yeast2", "labels": ["a", "b"]}
     (folder / "measured.json").write_text(json.dumps(record))
     (folder / "measured_64.tsv").write_text(EVALUATED)
     (folder / "baseline.json").write_text('{"baseline": [0.25, 0.5], "composition": [0.125, 0.5], "lengths": [64, 9]}')

@@ -8,7 +8,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+from sklearn.metrics import matthews_corrcoef
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -79,6 +81,17 @@ def test_the_setting_of_the_least_validation_loss_runs_the_other_seeds(
     assert len(asked) == 6
 
 
+def test_correlation_of_any_number_of_classes(load: Any) -> None:
+    script: ModuleType = load("gue")
+    for classes in (2, 5):
+        rng = np.random.default_rng(classes)
+        truth = rng.integers(classes, size=200)
+        said = np.where(rng.random((3, 200)) < 0.6, truth, rng.integers(classes, size=(3, 200)))
+        expected = np.mean([matthews_corrcoef(truth, run) for run in said])
+        assert script.mean_mcc(truth, said) == pytest.approx(expected)
+        assert script.mean_mcc(truth, np.zeros_like(said)) == 0
+
+
 def test_accuracy_by_length_of_every_seed(load: Any, tmp_path: Path) -> None:
     script: ModuleType = load("synthetic_seeds")
     record = {
@@ -92,7 +105,9 @@ def test_accuracy_by_length_of_every_seed(load: Any, tmp_path: Path) -> None:
         "|---:|---:|---:|---:|---:|",
         "| 1 | 1,200 | 2.0 | 100.00 | 50.00 |",
     ]
-    assert [row["stages"] for row in script.gather([record])] == ["8:5", "8:5"]
+    rows = script.gather([record])
+    assert [row["stages"] for row in rows] == ["8:5", "8:5"]
+    assert {"run", "seed", "trained_at", "lr", "dt_min"} <= set(rows[0])  # what plot_synthetic.py reads
 
 
 def test_every_run_is_a_line_of_the_figure(load: Any) -> None:
