@@ -146,6 +146,11 @@ class EarlyStop(Callback):
         """Whether training has been ended."""
         return self.since >= self.patience
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Take no step more in a run that was killed after its end: a further validation might be better."""
+        if self.ended:
+            trainer.should_stop = True
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Compare this validation with the best; called before the checkpoint is written."""
         score = pl_module.score

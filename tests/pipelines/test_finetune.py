@@ -171,6 +171,15 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
         assert (tmp_path / "run" / name).read_bytes() == (whole / "run" / name).read_bytes()
 
 
+def test_a_run_that_was_killed_after_its_last_validation_takes_no_step_more(
+    whole: Path, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mamba_seq.pipelines.finetune.run.finish", lambda *arguments: arguments[4])
+    still = [*OPTIONS, "--patience=1", "--optim.lr=1e-30", "--optim.min_lr=0"]
+    steps = [main(str(whole / "d.csv"), tmp_path / "run", None, recipe, still) for _ in range(2)]
+    assert steps[0] == steps[1]
+
+
 def test_a_finished_run_is_left_alone_without_force(whole: Path, run: Run, tmp_path: Path) -> None:
     shutil.copytree(whole / "run", tmp_path / "run")
     before = (tmp_path / "run" / "model" / "model.safetensors").read_bytes()
