@@ -39,7 +39,7 @@ class SavedModel:
         Args:
             folder: made if it is not there.
             card: text of README.md; left as it is when None.
-            dtype: type of the stored weights; those of `FLOAT32_PARAMETERS` stay float32.
+            dtype: type of the stored weights; those of `FLOAT32_PARAMETERS`, and a classifier's head, stay float32.
 
         Returns:
             The folder.
@@ -170,7 +170,8 @@ def _with_metadata(data: bytes, metadata: dict[str, str]) -> bytes:
 
 
 def _always_float32(name: str) -> bool:
-    return name.rpartition(".")[2] in FLOAT32_PARAMETERS
+    # a head is small, and where the evidence of hundreds of windows adds up, roundings of its offsets do so, too
+    return name.rpartition(".")[2] in FLOAT32_PARAMETERS or name in ("head.weight", "head.bias")
 
 
 def write_whole(path: Path, data: Any) -> None:
