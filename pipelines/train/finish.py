@@ -30,10 +30,20 @@ from mamba_seq.pipelines.evaluate import Evaluation, Reading, expected_calibrati
 from mamba_seq.pipelines.evaluate_genomes import LengthResult
 from mamba_seq.pipelines.train.baseline import COMPOSITION_K, K, baseline_accuracy
 from mamba_seq.pipelines.train.card import render_card
-from mamba_seq.pipelines.train.folder import BASELINE, CALIBRATION, CURVES, EVALUATION, MODEL, RECIPE, SPLITS, STAGING
+from mamba_seq.pipelines.train.folder import (
+    BASELINE,
+    CALIBRATION,
+    CURVES,
+    EVALUATION,
+    MODEL,
+    RECIPE,
+    REFIT,
+    SPLITS,
+    STAGING,
+)
 from mamba_seq.pipelines.train.plots import plot_confusion
 from mamba_seq.pipelines.train.recipe import Recipe
-from mamba_seq.pipelines.train.refit import refit
+from mamba_seq.pipelines.train.refit import put_head, refit
 from mamba_seq.pipelines.train.starting import described
 from mamba_seq.saving import CONFIG_FILE, write_whole
 
@@ -57,7 +67,11 @@ def finish(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     refitted = None
     if recipe.refit_windows:
-        refitted = refit(model.to(device).eval(), recipe, data, torch.device(device))
+        # kept as the results are that were measured with it: fitted again elsewhere, it would be another by roundings
+        refitted = kept(run / REFIT, lambda: refit(model.to(device).eval(), recipe, data, torch.device(device)))
+    if refitted is not None:
+        put_head(model, refitted)
+        refitted = {name: refitted[name] for name in ("strength", "before", "after")}
     staging = model.save_pretrained(run / STAGING)
     # what is measured is what was stored, rounding included
     saved = cast("SequenceClassifier", from_pretrained(staging, device))

@@ -14,8 +14,8 @@ RECIPE, SPLITS, METRICS, CURVES = "recipe.yaml", "splits.tsv", "metrics.csv", "c
 CHECKPOINT = "checkpoints/last.ckpt"
 BASELINE, CALIBRATION, EVALUATION = "baseline.json", "calibration.json", "evaluation.json"
 MODEL, STAGING = "model", "model.partial"
-STAGES = "stages"
-OWN = (RECIPE, SPLITS, METRICS, CURVES, "checkpoints", BASELINE, CALIBRATION, EVALUATION, STAGES, MODEL, STAGING)
+REFIT, STAGES = "refit.json", "stages"
+OWN = (RECIPE, SPLITS, METRICS, CURVES, "checkpoints", BASELINE, CALIBRATION, EVALUATION, REFIT, STAGES, MODEL, STAGING)
 """All that a run writes, and all that `--force` removes."""
 
 

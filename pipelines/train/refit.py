@@ -68,7 +68,7 @@ class Head(NamedTuple):
 
 
 def refit(model: SequenceClassifier, recipe: Recipe, data: GenomeData, device: torch.device) -> dict[str, Any] | None:
-    """Fit the head of a model anew, in place.
+    """Fit the head of a model anew; `put_head` puts it there.
 
     Args:
         model: trained, where `device` is, in evaluation mode.
@@ -77,9 +77,9 @@ def refit(model: SequenceClassifier, recipe: Recipe, data: GenomeData, device: t
         device: of the model.
 
     Returns:
-        What was found: the strength that was chosen (None for the head as it was trained), and the cross-entropy on
-        validation windows before and after. None where no length fits into the validation regions: nothing can be
-        chosen there, and the head stays as it was trained.
+        What was found: the strength that was chosen (None for the head as it was trained), the cross-entropy on
+        validation windows before and after, and the head's weight (K, d) and bias (K,), as lists. None where no length
+        fits into the validation regions: nothing can be chosen there, and the head stays as it was trained.
     """
     growth = recipe.evidence_growth or 0.0
     held_out = read_lengths(model, recipe, data, "validation", recipe.evaluation.calibration_windows, device)
@@ -89,13 +89,18 @@ def refit(model: SequenceClassifier, recipe: Recipe, data: GenomeData, device: t
     train = read_lengths(model, recipe, data, "train", recipe.refit_windows, device)
     old = Head(model.head.weight.detach().double().cpu(), model.head.bias.detach().double().cpu())
     best, strength = choose(old, train, held_out, growth)
-    with torch.no_grad():
-        model.head.weight.copy_(best.weight)
-        model.head.bias.copy_(best.bias)
     before, after = (float(head.loss(held_out, growth)) for head in (old, best))
     what = "the trained head stays" if strength is None else f"head fitted again, strength {strength:g}"
     log.info("%s: %.4f nats on validation windows, %.4f before", what, after, before)
-    return {"strength": strength, "before": before, "after": after}
+    head = {"weight": best.weight.tolist(), "bias": best.bias.tolist()}
+    return {"strength": strength, "before": before, "after": after, **head}
+
+
+def put_head(model: SequenceClassifier, found: dict[str, Any]) -> None:
+    """Give a model the head that `refit` has found."""
+    with torch.no_grad():
+        model.head.weight.copy_(torch.tensor(found["weight"], dtype=torch.float64))
+        model.head.bias.copy_(torch.tensor(found["bias"], dtype=torch.float64))
 
 
 def choose(old: Head, train: Sequence[Read], held_out: Sequence[Read], growth: float) -> tuple[Head, float | None]:

@@ -9,6 +9,7 @@
     RUN/stages/N/              of a synthetic task whose length grows: see `synthetic_stages`
     RUN/curves.png             loss and accuracy (of a synthetic task by length), or bits per sample or base
     RUN/baseline.json          the baseline on the test data
+    RUN/refit.json             the head of a classifier, fitted again, where the recipe says so
     RUN/calibration.json       the calibration of a classifier on validation windows
     RUN/evaluation.json        what the model reaches on them
     RUN/model/                 the saved model with its card: here when everything is done

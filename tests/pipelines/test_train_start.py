@@ -129,6 +129,8 @@ def test_a_run_starts_from_a_language_model_and_its_card_says_so(
     for name, tensor in theirs.items():
         # Adam moves a weight that is 0 by the learning rate
         assert torch.allclose(ours[name], tensor, rtol=0, atol=1e-20), name
+    fitted = json.loads((tmp_path / "run" / "refit.json").read_text())
+    assert torch.equal(ours["head.bias"], torch.tensor(fitted["bias"])), "not rounded to 16 bits"
     card = (folder / "README.md").read_text()
     assert "| started from | the language model of an earlier run: its embedding and blocks; a new head |" in card
     assert "| head | fitted again at the end on windows as they are read, strength " in card
