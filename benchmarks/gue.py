@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from side_by_side import Job, run_jobs
+from side_by_side import CLI, Job, run_jobs, write_table
 
-CLI = [sys.executable, "-c", "import sys; from mamba_seq.pipelines.cli import main; sys.exit(main())"]
 STARTS = ("scratch", "pretrained")
 TASKS = {  # epochs, sequences a batch, strand: promoters have a direction, binding sites none
     "tf_0": (8, 256, "both"),
@@ -59,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = {key: [choose(asked, *key, first)] for key in arms(asked) if all_finished(asked, *key, first)}
     go(asked, chosen, others, deadline)
     rows, curves = gather(asked.output / "runs")
-    write(asked.output / "gue.csv", rows)
-    write(asked.output / "gue_curves.csv", curves)
+    write_table(asked.output / "gue.csv", rows)
+    write_table(asked.output / "gue_curves.csv", curves)
     table = "\n".join(summary(rows, {key: each[0] for key, each in chosen.items()}, asked.output / "runs"))
     (asked.output / "rows.md").write_text(table + "\n")
     print(table)
@@ -241,15 +240,6 @@ def read(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
     """Read a table."""
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file, delimiter=delimiter))
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write a table; none where there are no rows."""
-    if rows:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, list(rows[0]), lineterminator="\n", restval="")
-            table.writeheader()
-            table.writerows(rows)
 
 
 if __name__ == "__main__":

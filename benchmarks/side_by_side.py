@@ -1,17 +1,21 @@
-"""Commands side by side until a deadline, for the benchmarks that train many small models.
+"""Commands side by side until a deadline, for the benchmarks that train many small models, and the tables of those.
 
 A small model leaves most of a GPU idle, so several processes share it.
 """
 
+import csv
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+CLI = (sys.executable, "-c", "import sys; from mamba_seq.pipelines.cli import main; sys.exit(main())")
+"""`mamba-seq`, where it is not installed, too."""
 GRACE = 12.0
 """Seconds that a command has to end after SIGTERM."""
 
@@ -79,3 +83,12 @@ def _run(job: Job, log: Path, deadline: float, environment: dict[str, str]) -> i
                 continue
             return ended if sign is None else None
     return None
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows of one form as CSV; none where there are no rows."""
+    if rows:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, list(rows[0]), lineterminator="\n", restval="")
+            table.writeheader()
+            table.writerows(rows)

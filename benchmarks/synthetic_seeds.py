@@ -8,7 +8,6 @@ and length), OUT/rows.md.
 """
 
 import argparse
-import csv
 import json
 import sys
 import time
@@ -16,9 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from side_by_side import Job, run_jobs
-
-CLI = [sys.executable, "-c", "import sys; from mamba_seq.pipelines.cli import main; sys.exit(main())"]
+from side_by_side import CLI, Job, run_jobs, write_table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,12 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             jobs.append(Job(str(seed), [*CLI, "train", asked.recipe, "-o", str(runs / str(seed)), *options]))
     run_jobs(jobs, asked.output / "logs", deadline, asked.at_once, asked.devices)
     records = [json.loads(file.read_text()) for file in sorted(runs.glob("*/model/record.json"))]
-    rows = gather(records)
-    if rows:
-        with (asked.output / f"{Path(asked.recipe).stem}.csv").open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            table.writeheader()
-            table.writerows(rows)
+    write_table(asked.output / f"{Path(asked.recipe).stem}.csv", gather(records))
     text = "\n".join(summary(records))
     (asked.output / "rows.md").write_text(text + "\n")
     print(text)
