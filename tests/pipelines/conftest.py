@@ -14,6 +14,9 @@ import torch
 
 from mamba_seq.pipelines import models
 from mamba_seq.pipelines.cli import main
+from tests.pipelines.tiny_run import genomes, recipe, whole
+
+__all__ = ["genomes", "recipe", "whole"]
 
 
 class Result(NamedTuple):
