@@ -4,6 +4,7 @@ A small model leaves most of a GPU idle, so several processes share it.
 """
 
 import csv
+import math
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,14 +50,14 @@ def run_jobs(
     lock = threading.Lock()
 
     def work(device: str | None) -> None:
-        environment = os.environ | ({} if device is None else {"CUDA_VISIBLE_DEVICES": device})
+        variables = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
         while time.monotonic() < deadline:
             with lock:
                 if not waiting:
                     return
                 job = waiting.pop(0)
             started = time.monotonic()
-            status[job.name] = _run(job, logs / f"{job.name}.log", deadline, environment)
+            status[job.name] = run_command(job.command, logs / f"{job.name}.log", deadline, variables)
             said = "ended at the deadline" if status[job.name] is None else f"exit status {status[job.name]}"
             print(f"{job.name}: {said} after {time.monotonic() - started:.0f} s", flush=True)
 
@@ -68,21 +70,41 @@ def run_jobs(
     return status
 
 
-def _run(job: Job, log: Path, deadline: float, environment: dict[str, str]) -> int | None:
-    """Run a command in a process group of its own, so that what it starts ends with it."""
+def run_command(
+    command: Sequence[str], log: Path, deadline: float = math.inf, variables: dict[str, str] | None = None
+) -> int | None:
+    """Run a command in a process group of its own, so that what it starts ends with it.
+
+    Args:
+        command: what to run.
+        log: what it says is appended to this file.
+        deadline: seconds of `time.monotonic` at which it is ended, by SIGTERM and after `GRACE` by SIGKILL.
+        variables: of its environment, besides those of this process.
+
+    Returns:
+        Its exit status; None for one that was ended.
+    """
+    # a command that is killed has said what it said
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"} | (variables or {})
     with log.open("ab") as file:
         process = subprocess.Popen(
-            job.command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=environment
         )
-        for sign, wait in ((None, deadline - time.monotonic()), (signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE)):
-            if sign is not None:
-                os.killpg(process.pid, sign)
-            try:
-                ended = process.wait(max(0.0, wait))
-            except subprocess.TimeoutExpired:
-                continue
-            return ended if sign is None else None
-    return None
+        status = None
+        try:
+            left = None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+            status = process.wait(left)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+        finally:
+            if status is None:  # whoever of the group is left, after Ctrl-C too
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE)
+    return status
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -1,17 +1,21 @@
 """The script that measures accuracy by context: its splits, what it takes for a run, its table."""
 
 import csv
-import importlib.util
+import importlib
 import json
+import sys
+import time
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from mamba_seq import models_zoo
 from mamba_seq.data_prep.splits import Splits
+from mamba_seq.pipelines.train.recipe import read_recipe
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "dna_contexts.py"
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 EVALUATED = """length\tclass\twindows\tdisjoint\tcorrect\taccuracy\tlow\thigh\tece
 64\tall\t20\t35\t15\t0.7500\t0.5313\t0.8881\t0.0500
 64\ta\t10\t30\t9\t0.9000\t0.5958\t0.9821\tNA
@@ -20,19 +24,23 @@ EVALUATED = """length\tclass\twindows\tdisjoint\tcorrect\taccuracy\tlow\thigh\te
 
 
 @pytest.fixture
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("dna_contexts", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import a script of the benchmarks, which import each other by their names."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield importlib.import_module
+    for name in ("dna_contexts", "dna_baselines", "dna_table", "side_by_side"):
+        sys.modules.pop(name, None)
 
 
-def test_tasks_have_recipes(script: ModuleType) -> None:
+@pytest.fixture
+def script(load: Any) -> ModuleType:
+    return load("dna_contexts")
+
+
+def test_tasks_have_recipes(load: Any, script: ModuleType) -> None:
     for name, task in script.TASKS.items():
         assert f"mamba-dna.{task.recipe or name}" in models_zoo.recipes()
-    assert set(script.KNOWN) <= set(script.TASKS)
+    assert set(load("dna_table").KNOWN) <= set(script.TASKS)
 
 
 def test_no_strain_and_no_chromosome_of_the_pair_is_on_both_sides(script: ModuleType, tmp_path: Path) -> None:
@@ -53,9 +61,22 @@ def test_no_strain_and_no_chromosome_of_the_pair_is_on_both_sides(script: Module
 
 
 def test_what_takes_too_long_is_ended(script: ModuleType, tmp_path: Path) -> None:
-    assert script.ended(["echo", "done"], tmp_path / "log")
-    assert not script.ended(["sleep", "60"], tmp_path / "log", deadline=0.05)
+    assert script.run_command(["echo", "done"], tmp_path / "log") == 0
+    assert script.run_command([*script.CLI, "train"], tmp_path / "usage") == 2
+    assert script.run_command(["sleep", "60"], tmp_path / "log", time.monotonic() + 0.05) is None
     assert (tmp_path / "log").read_text() == "done\n"
+
+
+def test_baselines_of_other_options_are_others(load: Any, script: ModuleType, tmp_path: Path) -> None:
+    def keys(*extra: str) -> list[str]:
+        path, *options = script.options_of("mammals5", tmp_path, tmp_path, extra)
+        recipe, _ = read_recipe(Path(path), options)
+        return [load("dna_baselines").key_of(recipe, length) for length in recipe.evaluation.lengths]
+
+    before = keys()
+    assert keys("--optim.lr=0.5", "--evaluation.max_windows=1") == before
+    for option in ("--data.seed=5", "--evaluation.baseline_windows=7"):
+        assert not set(keys(option)) & set(before)
 
 
 def test_table_of_runs_and_of_measured_models(
