@@ -13,10 +13,11 @@ from mamba_seq.pipelines.train.audio_finish import finish
 from mamba_seq.pipelines.train.audio_module import WaveformTraining
 from mamba_seq.pipelines.train.audio_recipe import AudioRecipe
 from mamba_seq.pipelines.train.folder import CURVES, METRICS
+from mamba_seq.pipelines.train.job import Job
 from mamba_seq.pipelines.train.plots import plot_bits
 
 
-class AudioJob:
+class AudioJob(Job):
     """See `Job`."""
 
     what = "sound files"

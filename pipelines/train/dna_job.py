@@ -13,13 +13,14 @@ from mamba_seq.heads import Model, SequenceClassifier
 from mamba_seq.pipelines.errors import RecipeError
 from mamba_seq.pipelines.train.finish import finish
 from mamba_seq.pipelines.train.folder import CURVES, METRICS
+from mamba_seq.pipelines.train.job import Job
 from mamba_seq.pipelines.train.memory import plan_memory
 from mamba_seq.pipelines.train.module import ClassifierTraining
 from mamba_seq.pipelines.train.plots import plot_curves
 from mamba_seq.pipelines.train.recipe import Recipe
 
 
-class DnaJob:
+class DnaJob(Job):
     """See `Job`."""
 
     what = "genomes"

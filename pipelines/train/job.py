@@ -1,5 +1,6 @@
 """What the loop asks of a recipe, whatever it trains: its data, its model, its step, and what follows the last step."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,7 +10,7 @@ from mamba_seq.pipelines.train.module import Training
 
 
 class Job(Protocol):
-    """A recipe at work."""
+    """A recipe at work. The jobs inherit from this, for what few of them do: `draw` and `grow`."""
 
     data: Any
     """The Lightning datamodule, with a `start_step` that is set before its loaders are asked for."""
@@ -32,6 +33,34 @@ class Job(Protocol):
     def model_config(self) -> ModelConfig:
         """Return the config of the model that the recipe trains."""
         ...
+
+    def draw(self, model: Model) -> None:
+        """Draw what a model that starts from no other's weights starts with, where its own draw will not do."""
+        return  # a protocol's method with nothing but words would be abstract
+
+    def grow(
+        self,
+        model: Model,
+        run: Path,
+        fit: Callable[..., int],
+        part_bytes: int | None,
+        max_minutes: float | None,
+        progress: bool,
+    ) -> bool:
+        """Train what comes before the run, and leave its weights in the model; a run without first stages has nothing.
+
+        Args:
+            model: in the weights that it starts with.
+            run: folder of the run.
+            fit: `mamba_seq.pipelines.train.run.fit`.
+            part_bytes: split checkpoints into files of at most so many bytes.
+            max_minutes: stop after so long.
+            progress: draw a progress bar.
+
+        Returns:
+            Whether all of it is done: False when the time was up before.
+        """
+        return True
 
     def training(self, model: Model) -> Training:
         """Return the training step of a model."""

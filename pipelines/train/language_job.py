@@ -10,6 +10,7 @@ from mamba_seq.data_prep.pretraining import PretrainingData
 from mamba_seq.heads import LanguageModel, Model
 from mamba_seq.pipelines.errors import RecipeError
 from mamba_seq.pipelines.train.folder import CURVES, METRICS
+from mamba_seq.pipelines.train.job import Job
 from mamba_seq.pipelines.train.language_finish import finish
 from mamba_seq.pipelines.train.language_module import LanguageTraining
 from mamba_seq.pipelines.train.language_recipe import LanguageRecipe
@@ -17,7 +18,7 @@ from mamba_seq.pipelines.train.memory import plan_memory
 from mamba_seq.pipelines.train.plots import plot_bits
 
 
-class LanguageJob:
+class LanguageJob(Job):
     """See `Job`."""
 
     what = "genomes"

@@ -52,7 +52,6 @@ from mamba_seq.pipelines.train.recipe import (
 )
 from mamba_seq.pipelines.train.starting import begin_with, starting_weights
 from mamba_seq.pipelines.train.synthetic_job import SyntheticJob
-from mamba_seq.pipelines.train.synthetic_stages import grow
 from mamba_seq.pipelines.train.word_job import WordJob
 
 log = logging.getLogger("mamba_seq.train")
@@ -103,14 +102,15 @@ def main(
     if start is not None:
         new = begin_with(model, start)
         log.info("started from %s; new: %s", fields.start_from, ", ".join(new) or "nothing")
+    else:
+        job.draw(model)
     part_bytes = None if checkpoint_mib is None else max(1, int(checkpoint_mib * 2**20))
-    if isinstance(job, SyntheticJob) and job.recipe.stages:
-        began = time.monotonic()
-        if not grow(job.recipe, model, run, fit, part_bytes, max_minutes, progress):
-            log.info("stopped in a first stage; the same command goes on")
-            return run
-        if max_minutes is not None:
-            max_minutes = max(0.0, max_minutes - (time.monotonic() - began) / 60)
+    began = time.monotonic()
+    if not job.grow(model, run, fit, part_bytes, max_minutes, progress):
+        log.info("stopped in a first stage; the same command goes on")
+        return run
+    if max_minutes is not None:
+        max_minutes = max(0.0, max_minutes - (time.monotonic() - began) / 60)
     checkpoint = Checkpoint(run / CHECKPOINT, part_bytes)
     training = job.training(model)
     step = fit(training, job.data, fields, run, checkpoint, max_minutes, progress)

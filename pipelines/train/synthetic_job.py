@@ -1,20 +1,22 @@
 """The job of a synthetic task's recipe."""
 
-import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
+
+import torch
 
 from mamba_seq.config import ModelConfig
 from mamba_seq.heads import LanguageModel, Model
 from mamba_seq.pipelines.train.folder import CURVES, METRICS
+from mamba_seq.pipelines.train.job import Job
 from mamba_seq.pipelines.train.synthetic_finish import finish, plot_accuracies
-from mamba_seq.pipelines.train.synthetic_module import SyntheticData, SyntheticTraining, draw_embedding
+from mamba_seq.pipelines.train.synthetic_module import SyntheticData, SyntheticTraining
 from mamba_seq.pipelines.train.synthetic_recipe import SyntheticRecipe
+from mamba_seq.pipelines.train.synthetic_stages import grow
 
-log = logging.getLogger("mamba_seq.train")
 
-
-class SyntheticJob:
+class SyntheticJob(Job):
     """See `Job`."""
 
     what = "samples"
@@ -46,12 +48,25 @@ class SyntheticJob:
             tie_embeddings=False,
         )
 
+    def draw(self, model: Model) -> None:
+        """Draw the embedding, as wide as the recipe says."""
+        torch.nn.init.normal_(cast("torch.nn.Embedding", model.embedding).weight, std=self.recipe.embedding_std)
+
+    def grow(
+        self,
+        model: Model,
+        run: Path,
+        fit: Callable[..., int],
+        part_bytes: int | None,
+        max_minutes: float | None,
+        progress: bool,
+    ) -> bool:
+        """Train the stages of shorter lengths."""
+        return grow(self.recipe, cast("LanguageModel", model), run, fit, part_bytes, max_minutes, progress)
+
     def training(self, model: Model) -> SyntheticTraining:
         """Return the training step."""
-        language = cast("LanguageModel", model)
-        if self.recipe.start_from is None and not self.recipe.stages:
-            draw_embedding(language, self.recipe.embedding_std)
-        return SyntheticTraining(language, self.recipe)
+        return SyntheticTraining(cast("LanguageModel", model), self.recipe)
 
     def draw_curves(self, run: Path) -> None:
         """Draw the loss, and the accuracy by length."""

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import torch
@@ -103,11 +103,6 @@ class SyntheticTraining(Training):
         """Go on counting."""
         self.solved_validations = checkpoint["solved_validations"]
         self.skipped = checkpoint["skipped"]
-
-
-def draw_embedding(model: LanguageModel, std: float) -> None:
-    """Draw the embedding of a model that is trained from nothing."""
-    torch.nn.init.normal_(cast("torch.nn.Embedding", model.embedding).weight, std=std)
 
 
 @torch.no_grad()

@@ -14,13 +14,13 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from mamba_seq.heads import LanguageModel, Model
+from mamba_seq.heads import LanguageModel
 from mamba_seq.pipelines.train.callbacks import Checkpoint
 from mamba_seq.pipelines.train.folder import CHECKPOINT, METRICS, STAGES
 from mamba_seq.pipelines.train.metrics import read_metrics
-from mamba_seq.pipelines.train.synthetic_module import SyntheticData, SyntheticTraining, draw_embedding
+from mamba_seq.pipelines.train.synthetic_module import SyntheticData, SyntheticTraining
 from mamba_seq.pipelines.train.synthetic_recipe import SyntheticRecipe
 from mamba_seq.saving import read_safetensors, write_whole
 
@@ -30,7 +30,7 @@ WEIGHTS, OUTCOME = "weights.safetensors", "outcome.json"
 
 def grow(
     recipe: SyntheticRecipe,
-    model: Model,
+    model: LanguageModel,
     run: Path,
     fit: Callable[..., int],
     part_bytes: int | None = None,
@@ -51,9 +51,6 @@ def grow(
     Returns:
         Whether all stages are done: False when the time was up before.
     """
-    language = cast("LanguageModel", model)
-    if recipe.start_from is None:
-        draw_embedding(language, recipe.embedding_std)
     began = time.monotonic()
     for number in range(len(recipe.stages)):
         folder, stage = run / STAGES / str(number + 1), recipe.stage(number)
@@ -66,13 +63,13 @@ def grow(
         log.info("stage %d of %d: length %s", number + 1, len(recipe.stages), f"{stage.data.length:,}")
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint = Checkpoint(folder / CHECKPOINT, part_bytes)
-        training = SyntheticTraining(language, stage)
+        training = SyntheticTraining(model, stage)
         data = SyntheticData(stage.data.batch_size, stage.validation)
         steps = fit(training, data, stage, folder, checkpoint, left, progress)
         model.zero_grad(set_to_none=True)
         if steps < stage.optim.steps and not training.done:
             return False
-        _keep(language, folder, stage, steps, checkpoint.minutes)
+        _keep(model, folder, stage, steps, checkpoint.minutes)
     return True
 
 

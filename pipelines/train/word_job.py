@@ -11,13 +11,14 @@ from mamba_seq.data_prep.words import WordData
 from mamba_seq.heads import Model, SequenceClassifier
 from mamba_seq.pipelines.errors import RecipeError
 from mamba_seq.pipelines.train.folder import CURVES, METRICS
+from mamba_seq.pipelines.train.job import Job
 from mamba_seq.pipelines.train.plots import plot_curves
 from mamba_seq.pipelines.train.word_finish import finish
 from mamba_seq.pipelines.train.word_module import WordTraining
 from mamba_seq.pipelines.train.word_recipe import WordRecipe
 
 
-class WordJob:
+class WordJob(Job):
     """See `Job`."""
 
     what = "sound files"
