@@ -6,14 +6,15 @@ residual stream (4, or b with `residual_in_fp32` false), W parameters. Bytes are
 
     16 W                                            weights, gradients and AdamW's two moments, in float32
     n_layer n (r d + b (2 D + P) + s)               "inner": the residual stream, outputs of in_proj and x_proj, states
-    + 10 b n D                                      and what one block takes in its backward pass
+    + c b n D                                       and what one block takes in its backward pass
     n_layer n r d + 8 n d + 10 b min(n D, 2^26)     "segments": residual streams, what stands beside blocks, one segment
     n_layer n (r d + b (d + 5 D + P) + s)           "nothing": what autograd keeps
     + 6 b n D
 
-with s = 4 N D / 16 of states, and b D of y with "inner", where such states are at most 1 GiB a block, else 4 N D / 128.
-With `gradient_checkpointing` every k blocks, the first terms are those of k blocks, with the stream in front of every
-k-th. 10, 8 and 6 are fitted to what an H200 and a CPU took (docs/training.md).
+with s = 4 N D / 16 of states. On a GPU s is 4 N D / 128 where 4 N D / 16 comes to more than 1 GiB a block, and with
+"inner" already from n D = 2^26 on. Where "inner" keeps the many states, it keeps y too, b D more, and c is 10; else 13,
+for y is made again. With `gradient_checkpointing` every k blocks, the first terms are those of k blocks, with the
+stream in front of every k-th. 13, 10, 8 and 6 are fitted to what an H200 and a CPU took (docs/training.md).
 """
 
 import dataclasses
@@ -21,12 +22,13 @@ import math
 
 from mamba_seq.backbone import SEGMENT_ELEMENTS, Recompute
 from mamba_seq.config import MambaConfig
+from mamba_seq.inner import SPARSE_FROM
 
 MOST_DENSE_STATES = 1 << 30
 """Bytes of states kept every 16 steps, above which the scan on GPUs keeps one every 128."""
 DENSE, SPARSE = 16, 128
-IN_BACKWARD = 10.0
-"""Tensors (B, L, D) of a block's backward pass with "inner"."""
+IN_BACKWARD = {True: 13.0, False: 10.0}
+"""Tensors (B, L, D) of a block's backward pass with "inner", by whether y is made again there."""
 AUTOGRAD_BACKWARD = 6.0
 BESIDE = 8.0
 """Bytes a position and channel of the residual stream that "segments" takes outside its blocks."""
@@ -70,7 +72,8 @@ def training_bytes(config: MambaConfig, step: Step, recompute: Recompute = "auto
         kept += int(SEGMENT * b * min(n * config.d_inner, SEGMENT_ELEMENTS)) * max(1, group)
         return 16 * step.parameters + kept + int(BESIDE * n * config.d_model)
     block = residual + _inside(config, step, recompute, b)
-    beside = int((IN_BACKWARD if recompute == "inner" else AUTOGRAD_BACKWARD) * b * n * config.d_inner)
+    tensors = IN_BACKWARD[_is_sparse(config, step, recompute)] if recompute == "inner" else AUTOGRAD_BACKWARD
+    beside = int(tensors * b * n * config.d_inner)
     if group:
         return 16 * step.parameters + math.ceil(config.n_layer / group) * residual + group * block + beside
     return 16 * step.parameters + config.n_layer * block + beside
@@ -80,10 +83,20 @@ def _inside(config: MambaConfig, step: Step, recompute: Recompute, b: int) -> in
     """Return the bytes that one block keeps besides the residual stream."""
     n, channels = step.batch * step.length, config.d_inner
     columns = config.rank + 2 * config.d_state * (2 if config.has_complex_states else 1)
-    state = 4 * channels * config.d_state * (2 if config.has_complex_states else 1)
+    sparse = _is_sparse(config, step, recompute)
+    states = n * _state(config) // (SPARSE if sparse else DENSE)
     if recompute == "nothing":
-        return n * b * (config.d_model + 5 * channels + columns) + n * state // DENSE
-    kept = n * b * (2 * channels + columns)
-    if n * state // DENSE <= MOST_DENSE_STATES or not step.gpu:
-        return kept + n * state // DENSE + n * b * channels
-    return kept + n * state // SPARSE
+        return n * b * (config.d_model + 5 * channels + columns) + states
+    return n * b * (2 * channels + columns) + states + (0 if sparse else n * b * channels)
+
+
+def _is_sparse(config: MambaConfig, step: Step, recompute: Recompute) -> bool:
+    """Tell whether the scan keeps few states for the backward pass."""
+    n = step.batch * step.length
+    many = n * _state(config) // DENSE > MOST_DENSE_STATES
+    return step.gpu and (many or (recompute == "inner" and n * config.d_inner >= SPARSE_FROM))
+
+
+def _state(config: MambaConfig) -> int:
+    """Return the bytes of a block's state."""
+    return 4 * config.d_inner * config.d_state * (2 if config.has_complex_states else 1)

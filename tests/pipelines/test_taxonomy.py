@@ -93,7 +93,9 @@ def test_config_refuses_a_taxonomy_of_other_labels() -> None:
         ModelConfig(**{**vars(config), "taxonomy": {**config.taxonomy, "x": "5:S:X"}})
 
 
-@pytest.mark.parametrize("name", ["mamba-dna.bacteria11", "mamba-dna.cupriavidus7", "mamba-dna.vertebrates21"])
+@pytest.mark.parametrize(
+    "name", ["mamba-dna.bacteria11", "mamba-dna.cupriavidus7", "mamba-dna.vertebrates21", "mamba-dna.yeast3"]
+)
 def test_released_models_have_ids(name: str) -> None:
     config = ModelConfig.from_json_file(models_zoo.path(name) / "config.json")
     taxonomy = Taxonomy.of_model(name, config.labels, config.taxonomy)
