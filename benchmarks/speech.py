@@ -1,14 +1,15 @@
 """How good a waveform model of spoken digits is: its clips as a classifier hears them, its likelihoods by block kind.
 
     PYTHONPATH=. python benchmarks/speech.py clips MODEL -o FOLDER --real DIGITS16K DIGITS8K [--clips 200] \
-        [--temperatures 1.0,0.95,0.9,0.8]
+        [--temperatures 1.0,0.95,0.9,0.8] [--guidance 1,1.5,2,3]
     PYTHONPATH=. python benchmarks/speech.py ablate DIGITS16K DIGITS8K -o FOLDER --minutes M \
         [--kinds selective,time-invariant,outer] [-- --optim.lr 1e-3 ...]
 
-`clips` draws a small sample at every temperature and takes the temperature at which it is best heard as the digit that
-was asked for. With it, and at 1, other seeds draw the clips that count: how often each digit is heard as such, Frechet
-distance, Inception Scores and AM against the recordings that the model's splits.tsv holds for the test. The likelihoods
-of those recordings, in bits per sample by source, come first.
+`clips` draws a small sample at every temperature with every guidance and takes the pair at which it is best heard as
+the digit that was asked for. With it, and at temperature 1 without guidance (which is a guidance of 1), another seed
+draws the clips that count: how often each digit is heard as such, Frechet distance, Inception Scores and AM against the
+recordings that the model's splits.tsv holds for the test. The likelihoods of those recordings, in bits per sample by
+source, come first. Guidance other than 1 is for models trained with data.label_dropout.
 
 `ablate` trains one recipe with other kinds of blocks, each for the same minutes: kernels are compiled before the clock
 starts. Bits per sample of the test's recordings, by source, stand beside the histogram of levels.
@@ -46,6 +47,9 @@ from mamba_seq.pipelines.speech.measure import measure, to_json
 from mamba_seq.pipelines.train import run as training
 
 Found = dict[str, Any]
+Pair = tuple[float, float]
+"""Temperature and guidance."""
+PLAIN: Pair = (1.0, 1.0)
 HEARD = ("fid", "is", "is_released", "mis", "am", "agreement", "no_word")
 TEST = "test"
 RECIPE = "sashimi-mamba.digits16k"
@@ -72,8 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     clips.add_argument("--splits", type=Path, help="of the recordings; by default the model's")
     clips.add_argument("--classifier", default="digits-classifier.mel")
     clips.add_argument("--clips", type=int, default=200, help="of each digit")
-    clips.add_argument("--sample", type=int, default=32, help="clips of each digit that a temperature is chosen by")
+    clips.add_argument("--sample", type=int, default=32, help="clips of each digit that a pair is chosen by")
     clips.add_argument("--temperatures", type=numbers, default=[1.0, 0.95, 0.9, 0.8])
+    clips.add_argument("--guidance", type=numbers, default=[1.0], help="to choose from beside the temperatures")
     clips.add_argument("--seed", type=int, default=0, help="of the clips; the small samples have the next one")
     clips.add_argument("--seconds", type=float, help="of a clip; by default of those that were trained on")
     clips.set_defaults(do=measure_clips)
@@ -97,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def numbers(text: str) -> list[float]:
-    """Read temperatures."""
+    """Read temperatures, or guidance."""
     return [float(each) for each in text.split(",")]
 
 
@@ -111,7 +116,7 @@ def names(text: str) -> list[str]:
 
 
 def measure_clips(options: argparse.Namespace) -> None:
-    """Choose a temperature, make the clips, score them."""
+    """Choose temperature and guidance, make the clips, score them."""
     device = start(options.device)
     folder, keep = options.output, Kept(options.output / "clips.json")
     splits = options.splits or locate_model(options.model) / "splits.tsv"
@@ -120,22 +125,30 @@ def measure_clips(options: argparse.Namespace) -> None:
     for root in options.real:
         keep(f"bits {root.name}", bits_of, options.model, root, splits, device)
 
-    def scores(clips: int, temperature: float, seed: int, name: str) -> Found:
-        drawing = Drawing(temperature=temperature, seed=seed)
+    def scores(clips: int, pair: Pair, seed: int, name: str) -> Found:
+        temperature, guidance = pair
+        drawing = Drawing(temperature=temperature, seed=seed, guidance=guidance)
         request = AudioRequest(
             output=str(folder / name), clips=clips, seconds=options.seconds, labels=("all",), drawing=drawing
         )
         model = cast("LanguageModel", from_pretrained(locate_model(options.model), device))
         generate_audio(model, options.model, request, lambda *_: None)
         made = read_clips(folder / name, hearing.sample_rate, hearing.length, hearing.labels)
-        about = {"clips": clips, "temperature": temperature, "seed": seed, "recordings": len(real.files)}
+        about = {"clips": clips, "temperature": temperature, "guidance": guidance, "seed": seed}
+        about["recordings"] = len(real.files)
         return cast("Found", json.loads(to_json(measure(hearing, made, real, device, seed), about)))
 
-    for t in options.temperatures:
-        keep(f"sample {t:g}", scores, options.sample, t, options.seed + 1, f"sample-{t:g}")
-    best = best_temperature({t: keep.found[f"sample {t:g}"] for t in options.temperatures})
-    for t in dict.fromkeys([best, 1.0]):
-        keep(f"clips {t:g}", scores, options.clips, t, options.seed, f"clips-{t:g}")
+    pairs = [(t, w) for w in options.guidance for t in options.temperatures]
+
+    def make(part: str, clips: int, pair: Pair, seed: int) -> str:
+        key = f"{part} {called(pair)}"
+        keep(key, scores, clips, pair, seed, key.replace(" ", "-"))
+        return key
+
+    samples = {pair: make("sample", options.sample, pair, options.seed + 1) for pair in pairs}
+    best = best_pair({pair: keep.found[key] for pair, key in samples.items()})
+    for pair in dict.fromkeys([best, PLAIN]):
+        make("clips", options.clips, pair, options.seed)
     table = clips_table(options.model, best, keep.found)
     (folder / "clips.md").write_text(table, encoding="utf-8")
     print(table)
@@ -213,26 +226,33 @@ class Kept:
         new.replace(self.path)
 
 
-def best_temperature(found: dict[float, Found]) -> float:
-    """Return the temperature whose clips agree best with what was asked for; of equals, the first."""
-    return max(found, key=lambda t: found[t]["metrics"]["agreement"]["value"])
+def called(pair: Pair) -> str:
+    """Return what a temperature with a guidance is called: of no guidance as if there were none to choose."""
+    temperature, guidance = pair
+    return f"{temperature:g}" + (f" guidance {guidance:g}" if guidance != 1 else "")
 
 
-def clips_table(model: str, best: float, found: Found) -> str:
-    """Return the Markdown table of clips: at the best temperature, at 1, and recordings."""
-    shown = [found[f"clips {t:g}"] for t in dict.fromkeys([best, 1.0])]
+def best_pair(found: dict[Pair, Found]) -> Pair:
+    """Return the pair whose clips agree best with what was asked for; of equals, the first."""
+    return max(found, key=lambda pair: found[pair]["metrics"]["agreement"]["value"])
+
+
+def clips_table(model: str, best: Pair, found: Found) -> str:
+    """Return the Markdown table of clips: of the best temperature and guidance, of 1 and 1, and recordings."""
+    pairs = list(dict.fromkeys([best, PLAIN]))
+    shown = [found[f"clips {called(pair)}"] for pair in pairs]
     metrics = [m for m in shown[0]["metrics"] if m in HEARD or m.startswith("agreement:")]
     lines = [
         f"Clips of {model}, {shown[0]['clips']} of each digit (seed {shown[0]['seed']}), beside "
-        f"{shown[0]['recordings']} held-out recordings; temperature {best:g} is the best of "
+        f"{shown[0]['recordings']} held-out recordings; temperature {called(best)} is the best of "
         + ", ".join(
-            f"{key.split()[1]} ({each['metrics']['agreement']['value']:.3f} heard as asked)"
+            f"{key.removeprefix('sample ')} ({each['metrics']['agreement']['value']:.3f} heard as asked)"
             for key, each in found.items()
             if key.startswith("sample ")
         )
         + " on small samples of another seed.",
         "",
-        "| | " + " | ".join(f"temperature {each['temperature']:g}" for each in shown) + " | recordings |",
+        "| | " + " | ".join(f"temperature {called(pair)}" for pair in pairs) + " | recordings |",
         "|---|" + "---:|" * (len(shown) + 1),
     ]
     for name in metrics:

@@ -67,6 +67,9 @@ class AudioDataConfig:
     """Instead of test_fraction, names or patterns of files or speakers, such as goldberg-*."""
     validation_files: list[str] = field(default_factory=list)
     """Instead of validation_fraction, the same for validation."""
+    label_dropout: float = 0.0
+    """Part of the training clips whose class is left out, so that a conditional model also knows what clips of no class
+    are like, and generate can guide it away from them. Held-out clips keep theirs."""
     draw: Draw = "file"
     """Draw clips file after file (file), every place equally likely (length), or a class first (label)."""
     validation_clips: int = 256
@@ -90,7 +93,7 @@ class AudioDataConfig:
         for name in ("validation_clips", "test_clips", "workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"data.{name} is {getattr(self, name)}, expected 0 or more")
-        for name in ("test_fraction", "validation_fraction"):
+        for name in ("test_fraction", "validation_fraction", "label_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"data.{name} is {getattr(self, name)}, expected 0 or more, below 1")
         if len(set(self.labels)) != len(self.labels):
@@ -170,7 +173,14 @@ class AudioData(L.LightningDataModule):
         """The batches of all steps from `start_step` on."""
         config = self.config
         clips = TrainingClips(
-            self.sounds, self._of("train"), self._numbers(), self.codec, config.length, config.draw, config.seed
+            self.sounds,
+            self._of("train"),
+            self._numbers(),
+            self.codec,
+            config.length,
+            config.draw,
+            config.seed,
+            config.label_dropout,
         )
         return ClipBatches(
             clips, config.length, self.codec.silence, config.batch_size, start_step, rank, world_size, config.learn_end

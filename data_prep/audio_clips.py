@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 IGNORED = -100
 """A target that does not count: torch's `ignore_index`."""
 NO_LABEL = -1
+"""Of a clip without a class: a conditional model adds no vector for it. Such a null label needs no parameter, so that a
+model trained without `label_dropout` may be the start of one with it. Nothing is lost: a vector of its own could just
+as well be added to those of all levels and taken off those of the classes, and the model would be the same."""
 TRIES = 100  # draws of a clip before giving up on finding a file that can be read
 
 Draw = Literal["file", "length", "label"]
@@ -134,6 +137,7 @@ class TrainingClips(Dataset[Clip]):
         draw: "file": pass after pass over the files, each in an order of its own; "length": every place is as likely as
             any other; "label": a class, then a file of it.
         seed: Chooses all of it.
+        label_dropout: Part of the clips that come without their class.
 
     Raises:
         TooFewData: There is no file.
@@ -148,6 +152,7 @@ class TrainingClips(Dataset[Clip]):
         length: int,
         draw: Draw = "file",
         seed: int = 0,
+        label_dropout: float = 0.0,
     ) -> None:
         if not len(indices):
             raise TooFewData("there is no sound file to train on; hold out smaller parts, or add files")
@@ -158,6 +163,7 @@ class TrainingClips(Dataset[Clip]):
         self._codec = codec
         self._length = length
         self._draw = draw
+        self._label_dropout = label_dropout
         places = np.maximum(1, sounds.lengths[self._indices] - length + 1)
         self._cumulative = np.cumsum(places.astype(np.float64))
         own = np.array([labels[i] for i in self._indices])
@@ -173,11 +179,15 @@ class TrainingClips(Dataset[Clip]):
             start = int(rng.integers(spare + 1)) if spare > 0 else 0
             samples = self._sounds.read(index, start, self._length)
             if samples is not None:
-                return Clip(self._codec.encode(samples), self._labels[index])
+                return Clip(self._codec.encode(samples), NO_LABEL if self._is_untold(number) else self._labels[index])
         raise TooFewData(
             f"{TRIES} sound files in a row could not be read, {self._sounds.files[index].path} the last; "
             "see the warnings before this, and take the damaged files away"
         )
+
+    def _is_untold(self, number: int) -> bool:
+        # numbers of its own: the clips are those of a run without
+        return bool(np.random.default_rng((self.seed, number, 2)).random() < self._label_dropout)
 
     def _file(self, rng: np.random.Generator, number: int, attempt: int) -> int:
         if self._draw == "label":

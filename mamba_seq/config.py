@@ -134,6 +134,11 @@ class ModelConfig:
     taxonomy: dict[str, str] | None = None
     """For each label its lineage from the domain down to it, such as "2:D:Bacteria;562:S:Escherichia coli"
     (taxonomy id, rank code, name); None where the labels are no taxa."""
+    label_dropout: float = 0.0
+    """Of a language model with labels, the part of the training sequences that it was not told the class of. Above 0 it
+    knows what sequences of no class are like, and how it draws can be guided by the difference (`Drawing.guidance`)."""
+    guidance: float = 1.0
+    """How much drawing is guided unless something else is asked for; 1 is not at all."""
     mamba_seq_version: str = __version__
     """The version that wrote the model."""
 
@@ -196,11 +201,25 @@ class ModelConfig:
                 f"tie_embeddings is false, expected true for {self.task}: only a language model has an output matrix "
                 "to untie"
             )
+        self._check_guidance()
         if self.calibration is not None:
             Calibration.from_fields(self.calibration)
         if self.taxonomy is not None and set(self.taxonomy) != set(self.labels):
             odd = sorted(set(self.taxonomy) ^ set(self.labels))[0]
             raise ValueError(f"taxonomy has other names than labels, {odd!r} is in one of them only")
+
+    def _check_guidance(self) -> None:
+        knows_classes = self.task == "language-model" and bool(self.labels)
+        if not 0 <= self.label_dropout < 1 or (self.label_dropout and not knows_classes):
+            raise ValueError(
+                f"label_dropout is {self.label_dropout}, expected 0 or more, below 1, and 0 unless it is a language "
+                "model with labels"
+            )
+        if not (math.isfinite(self.guidance) and self.guidance >= 0) or (self.guidance != 1 and not self.label_dropout):
+            raise ValueError(
+                f"guidance is {self.guidance} with label_dropout {self.label_dropout}, expected a number of at least "
+                "0, and 1 without label dropout: what has no class must have been learnt"
+            )
 
     def _check_complement(self) -> None:
         tokens = self.complement

@@ -5,10 +5,14 @@ Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 
 and index are the counter, 64 bits each; the upper 23 bits of the first word make a number in (0, 1). A token is drawn
 by where that number falls in the cumulated probabilities.
 
+Drawing may be guided (classifier-free guidance: Ho and Salimans, arXiv 2207.12598; of autoregressive sound: AudioGen,
+arXiv 2209.15352, section 3): a sequence then has two rows of logits, one behind the other, with its class and without.
+
 Shapes: B batch, V vocabulary.
 """
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -46,21 +50,26 @@ def draw_counted(logits: Tensor, drawing: Drawing, indices: Tensor, positions: T
     """Draw one token of each row.
 
     Args:
-        logits: (B, V).
-        drawing: temperature, filters and seed.
+        logits: (B, V); of guided drawings (2 B, V), each sequence with its class and, in the next row, without.
+        drawing: temperature, filters, seed and guidance.
         indices: of the sequences (B,) int64.
         positions: of the tokens, one for all or (B,).
 
     Returns:
         Tokens (B,) int64, and the log-probability of each, in nats (B,) float32: that which the model gives it, without
-        temperature and filters.
+        temperature, filters and guidance.
     """
     logits = logits.float()
+    steered = logits
+    if drawing.rows == 2:
+        logits, without = logits.unflatten(0, (-1, 2)).unbind(1)
+        steered = without + cast("float", drawing.guidance) * (logits - without)
     shifted = logits - logits.amax(dim=-1, keepdim=True)
     if drawing.temperature == 0:
-        tokens = logits.argmax(dim=-1)
+        tokens = steered.argmax(dim=-1)
     else:
-        kept = keep_likely(shifted / drawing.temperature, drawing.top_k, drawing.top_p)
+        kept = steered - steered.amax(dim=-1, keepdim=True)
+        kept = keep_likely(kept / drawing.temperature, drawing.top_k, drawing.top_p)
         mass = kept.double().exp().cumsum(dim=-1)
         threshold = counted_uniform(drawing.seed, indices, positions).double() * mass[:, -1]
         # of logits that are not numbers, any token, but one
@@ -79,6 +88,8 @@ def check_drawing(drawing: Drawing) -> None:
         raise ValueError(f"temperature is {drawing.temperature}, expected 0, or enough to divide by")
     if not 0 <= drawing.seed < 2**63:
         raise ValueError(f"seed is {drawing.seed}, expected 0 to 2^63 - 1")
+    if drawing.guidance is not None and not (math.isfinite(drawing.guidance) and drawing.guidance >= 0):
+        raise ValueError(f"guidance is {drawing.guidance}, expected a number of at least 0 (1 is none)")
 
 
 def _product(a: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:

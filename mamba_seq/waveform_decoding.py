@@ -10,7 +10,10 @@ There are three engines, which agree to rounding:
     graph      on CUDA devices: so many steps as the pools have positions as one CUDA graph, draws included
     eager      anywhere: `model.step` and `draw_counted`, one after the other; the definition
 
-Shapes: B clips, n samples, P samples of a prompt.
+A clip whose drawing is guided takes two rows of everything, one behind the other: of its class and of none. Both read
+what is drawn. So pairs are in one tile wherever rows go in tiles, and all else is as for clips that are not guided.
+
+Shapes: B clips, R rows, n samples, P samples of a prompt.
 """
 
 import logging
@@ -21,6 +24,7 @@ import torch
 from torch import Tensor
 
 from mamba_seq.block import MambaState
+from mamba_seq.config import ModelConfig
 from mamba_seq.counted import Drawing, check_drawing, draw_counted
 from mamba_seq.heads.language_model import LanguageModel
 from mamba_seq.kernels.step_program import StepProgram
@@ -31,6 +35,7 @@ from mamba_seq.step_writer import StepWriter, why_not
 log = logging.getLogger("mamba_seq.decoding")
 
 ENGINES = ("compiled", "graph", "eager")
+NO_CLASS = -1
 
 
 class Engine(Protocol):
@@ -84,17 +89,22 @@ class WaveformDecoder:
 
         Args:
             indices: of the clips (B,), each 0 or more: what tells one clip of a seed from another.
-            drawing: temperature, filters, seed.
+            drawing: temperature, filters, seed, guidance; unless that is 1, of a model trained with label dropout.
             labels: of a conditional model, the class of each (B,), -1 for none.
             prompt: levels (P,) that all clips begin with; None or none for clips from silence.
 
         Raises:
-            ValueError: for labels that do not fit the model, or a drawing out of its range.
+            ValueError: for labels that do not fit the model, a drawing out of its range, or guidance of a model that
+                cannot be guided.
         """
         check_drawing(drawing)
+        drawing = with_guidance(drawing, self.model.config)
         index = torch.as_tensor(indices, dtype=torch.int64, device=self._device)
         classes = None if labels is None else torch.as_tensor(labels, dtype=torch.int64, device=self._device)
         self.model.check_labels(classes, len(index))
+        if drawing.rows == 2:
+            classes = torch.stack([cast("Tensor", classes), torch.full_like(index, NO_CLASS)], dim=1).flatten()
+            index = index[:, None].expand(-1, 2).flatten()
         tokens = index.new_full((len(index),), self.silence)
         state: Any = None
         if prompt is not None and len(prompt):
@@ -113,14 +123,14 @@ class WaveformDecoder:
         return EagerEngine(self.model, index, drawing, classes, tokens, state, position)
 
     @torch.no_grad()
-    def _read(self, prompt: Tensor, classes: Tensor | None, clips: int) -> Any:
-        """Return the state of all clips after the prompt (P,) but its last sample, which the first step reads.
+    def _read(self, prompt: Tensor, classes: Tensor | None, rows: int) -> Any:
+        """Return the state of all rows after the prompt (P,) but its last sample, which the first step reads.
 
         The prompt goes through the model once for every class, alone, so that it leaves the same in any batch.
         """
         inputs = torch.cat([prompt.new_tensor([self.silence]), prompt[:-1]])[None]
         if classes is None:
-            known, which = [None], torch.zeros(clips, dtype=torch.int64, device=prompt.device)
+            known, which = [None], torch.zeros(rows, dtype=torch.int64, device=prompt.device)
         else:
             distinct, which = classes.unique(return_inverse=True)
             known = cast("Any", list(distinct.split(1)))
@@ -145,6 +155,22 @@ class WaveformDecoder:
         if state is not None:
             writer.load(program, state)
         return CompiledEngine(program)
+
+
+def with_guidance(drawing: Drawing, config: ModelConfig) -> Drawing:
+    """Return a drawing that says how much it is guided: as asked, or as the model's config says.
+
+    Raises:
+        ValueError: for guidance of a model that knows no classes, or does not know sequences of none.
+    """
+    drawing = drawing._replace(guidance=config.guidance if drawing.guidance is None else drawing.guidance)
+    if drawing.rows == 2 and not config.label_dropout:
+        lacks = "was trained without label dropout" if config.labels else "knows no classes"
+        raise ValueError(
+            f"guidance is {drawing.guidance:g}, expected 1: the model {lacks}, and has nothing to be guided by; leave "
+            "guidance out, or train a conditional model with data.label_dropout 0.1, which may start from one without"
+        )
+    return drawing
 
 
 class CompiledEngine:
@@ -180,9 +206,11 @@ class EagerEngine:
         levels, likelihoods = [], []
         for _ in range(count):
             logits = self._model.step(self._tokens, self._state, self._classes)
-            self._tokens, likelihood = draw_counted(logits, self._drawing, self._index, self._position)
+            rows = self._drawing.rows
+            drawn, likelihood = draw_counted(logits, self._drawing, self._index[::rows], self._position)
+            self._tokens = drawn[:, None].expand(-1, rows).flatten()
             self._position += 1
-            levels.append(self._tokens)
+            levels.append(drawn)
             likelihoods.append(likelihood)
         return torch.stack(levels, dim=1), torch.stack(likelihoods, dim=1)
 

@@ -5,9 +5,9 @@ stand, is the graph of all that follow. States are changed in place, and the hos
 
 A U-Net of real selective blocks runs in kernels whose results for a clip do not depend on the number of clips: a
 stage is one launch, or three a block of wide ones for many clips (`mamba_seq.kernels.block_step`). Other models take
-the steps of the model itself, in tiles of TILE clips, filled up, so that its matrix products have one shape.
+the steps of the model itself, in tiles of TILE rows, filled up, so that its matrix products have one shape.
 
-Shapes: B clips, M width of a level, p pooling factor.
+Shapes: B clips, R rows (two a clip where drawing is guided, else one), M width of a level, p pooling factor.
 """
 
 import logging
@@ -60,7 +60,7 @@ class GraphEngine:
             )
             arguments = (filled(index[here], size), drawing, some, filled(tokens[here], size), own, position)
             self._loops.append(_Loop(model, reason is None, *arguments))
-        self._clips = len(index)
+        self._clips = len(index) // drawing.rows
         self._rest: tuple[Tensor, Tensor] | None = None
 
     def advance(self, count: int) -> tuple[Tensor, Tensor]:
@@ -78,7 +78,7 @@ class GraphEngine:
 
 
 class _Loop:
-    """A graph of a super-step of one tile of clips."""
+    """A graph of a super-step of one tile of rows."""
 
     def __init__(
         self,
@@ -93,8 +93,10 @@ class _Loop:
     ) -> None:
         period = model.backbone.config.period if isinstance(model.backbone, SaShiMi) else 1
         size = -(-FEWEST // period) * period
-        self._drawn = torch.zeros((len(index), size), dtype=torch.int64, device=index.device)
-        self._likelihood = torch.zeros((len(index), size), dtype=torch.float32, device=index.device)
+        rows = drawing.rows
+        clips = len(index) // rows
+        self._drawn = torch.zeros((clips, size), dtype=torch.int64, device=index.device)
+        self._likelihood = torch.zeros((clips, size), dtype=torch.float32, device=index.device)
         positions = torch.full_like(index, position)
         changed = [tokens, positions, self._drawn, self._likelihood, *tensors_of(state)]
         with torch.no_grad():
@@ -112,8 +114,8 @@ class _Loop:
                 def run() -> None:
                     for column in range(size):
                         logits = model.step(tokens, state, classes)
-                        drawn, likelihood = draw_counted(logits, drawing, index, positions)
-                        tokens.copy_(drawn)
+                        drawn, likelihood = draw_counted(logits, drawing, index[::rows], positions[::rows])
+                        tokens.view(clips, rows).copy_(drawn[:, None])
                         positions.add_(1)
                         self._drawn[:, column] = drawn
                         self._likelihood[:, column] = likelihood
@@ -154,9 +156,9 @@ class FusedLevels:
         self._kernels = implementation("block_step", "triton")
         self._backbone = backbone = cast("SaShiMi", model.backbone)
         self._state = state
-        config, device, B = backbone.config, index.device, len(index)
+        config, device, R = backbone.config, index.device, len(index)
         self._streams = [
-            torch.zeros((stage + 1, B, width), dtype=torch.float32, device=device)
+            torch.zeros((stage + 1, R, width), dtype=torch.float32, device=device)
             for stage, width in zip(config.layers_of_levels, config.widths, strict=True)
         ]
         self.buffers = self._streams
@@ -187,14 +189,14 @@ class FusedLevels:
         if level == len(self._down):
             return self._centre(streams[0]) + streams[0]
         config = self._backbone.config
-        layers, B, width = len(streams) - 1, streams.shape[1], streams.shape[2]
+        layers, R, width = len(streams) - 1, streams.shape[1], streams.shape[2]
         self._down[level](streams[0], None, streams[1:])
         window, raised = self._state.windows[level], self._state.raised[level]
         phase = position // config.strides[level] % config.pool[level]
         window[:, phase] = streams[layers]
         y = raised[:, phase] + streams[layers]
         # behind layer i comes the input of its mirror image, layer n - 1 - i: the streams backwards
-        out = self._up[level](y, streams[layers - 1], None, -B * width)
+        out = self._up[level](y, streams[layers - 1], None, -R * width)
         if phase == config.pool[level] - 1:
             pool, lift = (
                 cast("Any", self._backbone.pools[level]).linear,
@@ -235,7 +237,7 @@ def why_not_fused(model: LanguageModel, state: Any, drawing: Drawing) -> str | N
     reason = counted.why_not(weight, drawing)
     if reason is not None:
         return reason
-    B = len(state.centre[0].conv)
+    R = len(state.centre[0].conv)
     pairs = [*zip(backbone.down, state.down, strict=True), (backbone.centre, state.centre)]
     pairs += zip(backbone.up, state.up, strict=True)
     for stage, own in pairs:
@@ -244,7 +246,7 @@ def why_not_fused(model: LanguageModel, state: Any, drawing: Drawing) -> str | N
         if len(blocks) < len(found):
             return "its layers have been changed"
         M, D = blocks[0].out_weight.shape
-        if kernels.batch_invariant_launch(M, D, B, weight.device) is None:
+        if kernels.batch_invariant_launch(M, D, R, weight.device) is None:
             return f"blocks of width {M} are not small"
         reason = kernels.why_not(
             blocks, [(each.conv, each.ssm) for each in own], weight.new_empty(0, dtype=torch.float32)

@@ -28,7 +28,7 @@ from mamba_seq.pipelines.errors import OutputError, RequestError
 from mamba_seq.pipelines.gallery import Gallery
 from mamba_seq.pipelines.output import STDOUT, check_output, open_output
 from mamba_seq.pipelines.sound_files import check_rate, encode, format_of, to_pcm
-from mamba_seq.waveform_decoding import WaveformDecoder
+from mamba_seq.waveform_decoding import WaveformDecoder, with_guidance
 
 log = logging.getLogger("mamba_seq.pipelines")
 
@@ -36,7 +36,7 @@ TABLE = "clips.tsv"
 COLUMNS = ("file", "label", "seed", "index", "seconds", "log_likelihood", "bits_per_sample", "peak")
 ALL = "all"
 AT_ONCE = {"cpu": 64, "cuda": 1024}
-"""Clips of a batch."""
+"""Rows of a batch: clips, or of guided ones half as many."""
 PIECE = {"cpu": 800, "cuda": 3200}
 """Samples of every clip between two looks at the progress."""
 
@@ -56,7 +56,7 @@ class AudioRequest:
     prompt: str | None = None
     """A sound file that clips begin with."""
     drawing: Drawing = dataclasses.field(default_factory=Drawing)
-    """Temperature, filters and seed."""
+    """Temperature, filters, seed, and guidance: None takes the model's own."""
     format: str | None = None
     """Of the files; None goes by the suffix of a file, and is wav in a folder."""
     gallery: str | None = None
@@ -109,7 +109,8 @@ def generate_audio(model: LanguageModel, spec: str, request: AudioRequest, show:
         show: takes a line of text and the part that is done, 0 to 1.
 
     Raises:
-        RequestError: for a class that the model has not, or a prompt as long as the clip or longer.
+        RequestError: for a class that the model has not, a prompt as long as the clip or longer, or guidance that the
+            model has not been trained for.
         OutputError: when the output cannot be written.
         DataError: for a prompt that is no sound.
     """
@@ -120,6 +121,12 @@ def generate_audio(model: LanguageModel, spec: str, request: AudioRequest, show:
     form = request.format or (format_of(request.output) if request.is_file else None) or "wav"
     if request.output != STDOUT or request.gallery is not None:
         check_rate(form, sample_rate)
+    try:
+        drawing = with_guidance(request.drawing, config)
+    except ValueError as error:
+        raise RequestError(f"model {spec!r} cannot make such clips: {error}") from error
+    if drawing.rows == 2:
+        log.info("guided by %g%s", drawing.guidance, ", as the model says" * (request.drawing.guidance is None))
     clips = chosen_clips(spec, request, config.labels)
     if request.is_file and len(clips) > 1:
         raise OutputError(f"{len(clips)} clips do not go into the file {request.output}; name a folder with -o")
@@ -128,10 +135,10 @@ def generate_audio(model: LanguageModel, spec: str, request: AudioRequest, show:
     device = next(model.parameters()).device
     if device.type == "cuda":
         model.to(torch.bfloat16)  # as the weights are stored
-    pieces = Pieces(model, codec, clips, length, prompt, request.drawing, show)
+    pieces = Pieces(model, codec, clips, length, prompt, drawing, show)
     gallery = None
     if request.gallery is not None:
-        gallery = Gallery(spec, request.drawing, sample_rate, form, request.prompt, config.labels)
+        gallery = Gallery(spec, drawing, sample_rate, form, request.prompt, config.labels)
     with Places(request, form) as places:
         made_seconds = 0.0
         for made in pieces.stream() if request.output == STDOUT else pieces.whole():
@@ -242,7 +249,7 @@ class Pieces:
 
     def whole(self) -> Iterator[Made]:
         """Yield the clips in order."""
-        size = AT_ONCE[self._device]
+        size = AT_ONCE[self._device] // self._drawing.rows
         for first in range(0, len(self._clips), size):
             clips = self._clips[first : first + size]
             found = list(self._batch(clips))

@@ -34,19 +34,20 @@ def test_temperature_is_chosen_on_small_samples_and_what_was_made_is_kept(
     rows = [("0_ann_0.wav", "test"), ("1_ann_0.wav", "test"), ("2_ann_7.wav", "train")]
     splits = tmp_path / "splits.tsv"
     splits.write_text("source\tfile\tsplit\n" + "".join(f"digits8k\t{name}\t{split}\n" for name, split in rows))
-    made: list[tuple[str, int, float, int]] = []
+    made: list[tuple[str, int, float, float, int]] = []
 
     def generate_audio(model: Any, spec: str, request: Any, show: Any) -> None:
         name = Path(request.output).name
-        made.append((name, request.clips, request.drawing.temperature, request.drawing.seed))
+        drawing = request.drawing
+        made.append((name, request.clips, drawing.temperature, drawing.guidance, drawing.seed))
 
     def measure(hearing: Any, clips: Any, real: Any, device: Any, seed: int) -> Any:
         assert (real.labels, real.files) == (["zero", "one"], ["0_ann_0.wav", "1_ann_0.wav"])
         assert real.samples.shape == (2, 80)
-        return made[-1][2]
+        return made[-1]
 
-    def to_json(temperature: float, about: dict[str, Any]) -> str:
-        metric = {"value": 1 - abs(temperature - 0.9), "low": 0.5, "high": 1.0, "real": None}
+    def to_json(made: tuple[str, int, float, float, int], about: dict[str, Any]) -> str:
+        metric = {"value": made[3] - abs(made[2] - 0.9), "low": 0.5, "high": 1.0, "real": None}
         return json.dumps({**about, "metrics": {"agreement": metric}})
 
     for name, stand_in in (
@@ -63,8 +64,8 @@ def test_temperature_is_chosen_on_small_samples_and_what_was_made_is_kept(
     arguments = ["clips", str(tmp_path), "--real", str(data), "-o", str(tmp_path / "out"), "--clips", "5"]
     arguments += ["--temperatures", "1,0.9,0.8"]
     assert script.main(arguments) == 0
-    samples = [(f"sample-{t:g}", 32, t, 1) for t in (1.0, 0.9, 0.8)]
-    assert made == [*samples, ("clips-0.9", 5, 0.9, 0), ("clips-1", 5, 1.0, 0)]
+    samples = [(f"sample-{t:g}", 32, t, 1.0, 1) for t in (1.0, 0.9, 0.8)]
+    assert made == [*samples, ("clips-0.9", 5, 0.9, 1.0, 0), ("clips-1", 5, 1.0, 1.0, 0)]
     table = (tmp_path / "out" / "clips.md").read_text()
     assert "| agreement | 1.000 (0.500 to 1.000) | 0.900 (0.500 to 1.000) | NA |" in table
     assert "| digits8k | 2 | 1.500 (1.400 to 1.600) | NA |" in table
@@ -72,6 +73,13 @@ def test_temperature_is_chosen_on_small_samples_and_what_was_made_is_kept(
     assert script.main(arguments) == 0
     assert len(made) == 5
     assert table.strip() in capsys.readouterr().out
+    # with guidance to choose from, what is there without is not made again
+    assert script.main([*arguments, "--guidance", "1,2"]) == 0
+    samples = [(f"sample-{t:g}-guidance-2", 32, t, 2.0, 1) for t in (1.0, 0.9, 0.8)]
+    assert made[5:] == [*samples, ("clips-0.9-guidance-2", 5, 0.9, 2.0, 0)]
+    table = (tmp_path / "out" / "clips.md").read_text()
+    assert "temperature 0.9 guidance 2 is the best of 1 (0.900 heard as asked), " in table
+    assert "| | temperature 0.9 guidance 2 | temperature 1 | recordings |" in table
 
 
 def test_kinds_of_blocks_get_rows_and_an_odd_one_a_message(

@@ -1,7 +1,7 @@
 """The next level of a clip, with counted random numbers: final norm, logits, draw, embedding and records.
 
 A program is a clip, whatever their number, so that a clip's results do not depend on it; the definition is
-`mamba_seq.counted.draw_counted`, in float32.
+`mamba_seq.counted.draw_counted`, in float32. A guided clip has two rows, with its class and without.
 """
 # mypy: ignore-errors
 
@@ -32,6 +32,7 @@ def next_level(
     inverse_temperature,
     top_k,
     top_p,
+    guidance,
     eps,
     V: tl.constexpr,
     M: tl.constexpr,
@@ -41,35 +42,30 @@ def next_level(
     DRAWN: tl.constexpr,
     KEEPS_SOME: tl.constexpr,
     LAYER_NORM: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
-    item = tl.program_id(0).to(tl.int64)
+    clip = tl.program_id(0).to(tl.int64)
+    item = clip * ROWS
     v = tl.arange(0, V_PADDED)
     m = tl.arange(0, M_PADDED)
-    x = tl.load(out + item * M + m, mask=m < M, other=0.0)
-    mean = 0.0
-    if LAYER_NORM:
-        mean = tl.sum(x, axis=0) / M
-        x = tl.where(m < M, x - mean, 0.0)
-    scale = tl.rsqrt(tl.sum(x * x, axis=0) / M + eps)
-    logits = tl.zeros([V_PADDED], tl.float32)
-    for start in tl.static_range(0, M, CHUNK):
-        k = start + tl.arange(0, CHUNK)
-        w = tl.load(weight + v[:, None] * M + k[None, :], mask=(v < V)[:, None] & (k < M)[None, :], other=0.0)
-        part = (tl.load(out + item * M + k, mask=k < M, other=0.0) - mean) * scale
-        part = part * tl.load(norm_weight + k, mask=k < M, other=0.0).to(tl.float32)
-        if norm_bias is not None:
-            part += tl.load(norm_bias + k, mask=k < M, other=0.0).to(tl.float32)
-        logits += tl.sum(w.to(tl.float32) * part[None, :], axis=1)
+    logits = logits_of(out + item * M, norm_weight, norm_bias, weight, eps, V, M, V_PADDED, M_PADDED, CHUNK, LAYER_NORM)
+    steered = logits
+    if ROWS == 2:
+        without = logits_of(
+            out + (item + 1) * M, norm_weight, norm_bias, weight, eps, V, M, V_PADDED, M_PADDED, CHUNK, LAYER_NORM
+        )
+        steered = without + guidance * (logits - without)
     logits = tl.where(v < V, logits, -float("inf"))
+    steered = tl.where(v < V, steered, -float("inf"))
     best = tl.max(logits, axis=0)
     mass = tl.sum(tl.exp2((logits - best) * LOG2E), axis=0)
     position = tl.load(positions + item)
-    token = tl.argmax(logits, axis=0)
+    token = tl.argmax(steered, axis=0)
     if DRAWN:
-        p = tl.exp2((logits - best) * (inverse_temperature * LOG2E))
+        p = tl.exp2((steered - tl.max(steered, axis=0)) * (inverse_temperature * LOG2E))
         if KEEPS_SOME:
-            before = (logits[None, :] > logits[:, None]) | (
-                (logits[None, :] == logits[:, None]) & (v[None, :] < v[:, None])
+            before = (steered[None, :] > steered[:, None]) | (
+                (steered[None, :] == steered[:, None]) & (v[None, :] < v[:, None])
             )
             place = tl.sum(before.to(tl.int32), axis=1)
             p = tl.where(place < top_k, p, 0.0)
@@ -85,14 +81,50 @@ def next_level(
     value = (tl.sum(tl.where(v == token, logits, 0.0), axis=0) - best) - tl.log2(mass) * LN2
     tl.debug_barrier()  # all threads have read what one of them changes
     column = (position - origin) % count
-    tl.store(positions + item, position + 1)
-    tl.store(tokens + item, token.to(tl.int64))
-    tl.store(drawn + item * count + column, token.to(tl.int64))
-    tl.store(likelihood + item * count + column, value)
-    row = tl.load(embedding + token.to(tl.int64) * M + m, mask=m < M, other=0.0).to(tl.float32)
-    if classes is not None:
-        row += tl.load(classes + item * M + m, mask=m < M, other=0.0).to(tl.float32)
-    tl.store(hidden + item * M + m, row, mask=m < M)
+    tl.store(drawn + clip * count + column, token.to(tl.int64))
+    tl.store(likelihood + clip * count + column, value)
+    level = tl.load(embedding + token.to(tl.int64) * M + m, mask=m < M, other=0.0).to(tl.float32)
+    for each in tl.static_range(ROWS):
+        tl.store(positions + item + each, position + 1)
+        tl.store(tokens + item + each, token.to(tl.int64))
+        row = level
+        if classes is not None:
+            row += tl.load(classes + (item + each) * M + m, mask=m < M, other=0.0).to(tl.float32)
+        tl.store(hidden + (item + each) * M + m, row, mask=m < M)
+
+
+@triton.jit
+def logits_of(
+    out,
+    norm_weight,
+    norm_bias,
+    weight,
+    eps,
+    V: tl.constexpr,
+    M: tl.constexpr,
+    V_PADDED: tl.constexpr,
+    M_PADDED: tl.constexpr,
+    CHUNK: tl.constexpr,
+    LAYER_NORM: tl.constexpr,
+):
+    v = tl.arange(0, V_PADDED)
+    m = tl.arange(0, M_PADDED)
+    x = tl.load(out + m, mask=m < M, other=0.0)
+    mean = 0.0
+    if LAYER_NORM:
+        mean = tl.sum(x, axis=0) / M
+        x = tl.where(m < M, x - mean, 0.0)
+    scale = tl.rsqrt(tl.sum(x * x, axis=0) / M + eps)
+    logits = tl.zeros([V_PADDED], tl.float32)
+    for start in tl.static_range(0, M, CHUNK):
+        k = start + tl.arange(0, CHUNK)
+        w = tl.load(weight + v[:, None] * M + k[None, :], mask=(v < V)[:, None] & (k < M)[None, :], other=0.0)
+        part = (tl.load(out + k, mask=k < M, other=0.0) - mean) * scale
+        part = part * tl.load(norm_weight + k, mask=k < M, other=0.0).to(tl.float32)
+        if norm_bias is not None:
+            part += tl.load(norm_bias + k, mask=k < M, other=0.0).to(tl.float32)
+        logits += tl.sum(w.to(tl.float32) * part[None, :], axis=1)
+    return logits
 
 
 @triton.jit

@@ -40,8 +40,9 @@ WORDS = 14
 """Integers of a row of a program."""
 EMBED, NORM, LINEAR, CONVOLUTION, SELECTIVE, COMPLEX, CONSTANT, CONSTANT_COMPLEX, GELU, GLU, ADD, DRAW = range(12)
 PANEL = 2 * LANES
-SETTINGS = 6
-"""Floats of the settings of a draw: inverse temperature, top_k, top_p, whether greedy, whether some are left out, V."""
+SETTINGS = 8
+"""Floats of the settings of a draw: inverse temperature, top_k, top_p, whether greedy, whether some are left out, V,
+guidance, and whether there is any: sequences are then pairs, one behind the other, and a tile holds whole pairs."""
 
 numpy_errors: Any = numba.njit(error_model="numpy")
 
@@ -71,8 +72,8 @@ def run_program(
 
     `starts` (period + 1) says where in `program` the rows of each phase begin. `tokens` (sequences,) int64 are read and
     replaced by what is drawn, which `drawn` (sequences, count) int64 records, and `likelihood` (sequences, count)
-    float32 its log-probability. `indices` (sequences,) int64 are the counters of the random numbers. `scratch` holds
-    4 V floats.
+    float32 its log-probability; of pairs, these two have a row each. `indices` (sequences,) int64 are the counters of
+    the random numbers. `scratch` holds 4 V floats, V rounded up to whole lanes.
     """
     rows, begins, token, index, out = (
         integers(program), integers(starts), integers(tokens), integers(indices), integers(drawn),
@@ -113,6 +114,17 @@ def run_program(
                         table, x = floats(a), floats(base + 4 * clip * stride)
                         for lane in range(0, d, LANES):
                             store(x, c + lane, load(table, token[first + clip] * d + lane) + load(x, b + lane))
+                elif kind == DRAW and floats(settings)[7] != 0:
+                    for clip in range(0, clips, 2):
+                        n = first + clip
+                        chosen, value = draw_guided(
+                            base + 4 * (clip * stride + a), base + 4 * ((clip + 1) * stride + a), floats(settings),
+                            seed, index[n], position + i, scratch,
+                        )  # fmt: skip
+                        token[n] = chosen
+                        token[n + 1] = chosen
+                        out[n // 2 * count + i] = chosen
+                        log_p[n // 2 * count + i] = value
                 elif kind == DRAW:
                     for clip in range(clips):
                         n = first + clip
@@ -424,6 +436,28 @@ def draw(logits: Any, settings: Any, seed: int, index: int, position: int, scrat
                 break
         if chosen < 0:  # of logits that are not numbers, any token, but one
             chosen = V - 1
+    return chosen, numba.float32(logits[chosen] - best - math.log(mass))
+
+
+@numpy_errors
+def draw_guided(given: int, without: int, settings: Any, seed: int, index: int, position: int, scratch: int) -> Any:
+    """Choose a token by two rows of logits; its log-probability is that of the first, given the class."""
+    V = int(settings[5])
+    padded = (V + LANES - 1) // LANES * LANES
+    logits, other, steered = floats(given), floats(without), floats(scratch + 4 * 3 * padded)
+    w = splat(settings[6])
+    for v in range(0, padded, LANES):
+        plain = load(other, v)
+        store(steered, v, plain + w * (load(logits, v) - plain))
+    chosen, _ = draw(steered, settings, seed, index, position, scratch)
+    best = logits[0]
+    for v in range(1, V):
+        best = max(best, logits[v])
+    weights, top, mass = floats(scratch), splat(best), 0.0
+    for v in range(0, padded, LANES):
+        store(weights, v, exp(load(logits, v) - top))
+    for v in range(V):
+        mass += weights[v]
     return chosen, numba.float32(logits[chosen] - best - math.log(mass))
 
 

@@ -29,7 +29,7 @@ class StepProgram:
 
     Args:
         builder: with all phases.
-        sequences: B.
+        sequences: B; of a guided drawing, pairs of them, each of a token that is drawn for both.
         V: vocabulary of the tokens that are drawn.
         drawing: how.
         tokens: read first (B,) int64.
@@ -58,17 +58,19 @@ class StepProgram:
         self._seed = drawing.seed
         temperature, k, p = drawing.temperature, drawing.top_k, drawing.top_p
         inverse = 0.0 if temperature == 0 else 1 / temperature
+        self._group = drawing.rows
         settings = [inverse, min(k or V, V), 1.0 if p is None else p, temperature == 0, drawing.leaves_out(V), V]
+        settings += [1.0 if drawing.guidance is None else drawing.guidance, self._group == 2]
         self._settings = torch.tensor(settings, dtype=torch.float32)
         self._scratch_floats = 4 * (V + 16)
 
     def run(self, count: int) -> tuple[Tensor, Tensor]:
-        """Draw the next tokens: (B, n) int64, and the log-probability of each (B, n) float32."""
-        B = len(self.tokens)
-        drawn = torch.empty((B, count), dtype=torch.int64)
-        likelihood = torch.empty((B, count), dtype=torch.float32)
+        """Draw the next tokens: (B, n) int64, and the log-probability of each (B, n) float32; of pairs, B / 2 rows."""
+        B, group = len(self.tokens), self._group
+        drawn = torch.empty((B // group, count), dtype=torch.int64)
+        likelihood = torch.empty((B // group, count), dtype=torch.float32)
         workers = worker_count()
-        tile = max(1, min(MOST_IN_TILE, -(-B // workers)))
+        tile = group * max(1, min(MOST_IN_TILE // group, -(-B // (group * workers))))
         tiles = -(-B // tile)
         scratch = torch.empty((min(workers, tiles), self._scratch_floats), dtype=torch.float32)
         arguments = (

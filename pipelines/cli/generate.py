@@ -45,6 +45,10 @@ from mamba_seq.pipelines.cli._shell import Command, Settings
     help="Draw among the most probable values that sum to P.",
 )  # fmt: skip
 @click.option(
+    "--guidance", metavar="W", type=click.FloatRange(min=0),
+    help="How much more of its class a clip has than by itself: 1 is none. Default: what the model says, or 1.",
+)  # fmt: skip
+@click.option(
     "--format",
     "format_",
     type=click.Choice(["wav", "flac", "ogg", "opus", "mp3"]),
@@ -70,6 +74,7 @@ def generate(
     temperature: float,
     top_k: int | None,
     top_p: float | None,
+    guidance: float | None,
     format_: str | None,
     gallery: str | None,
     max_tokens: int,
@@ -100,7 +105,7 @@ def generate(
     from mamba_seq.pipelines.runtime import start, use
 
     seed = secrets.randbits(32) if settings.seed is None else settings.seed
-    drawing = Drawing(temperature, top_k, top_p, seed)
+    drawing = Drawing(temperature, top_k, top_p, seed, guidance)
     try:
         check_drawing(drawing)
     except ValueError as error:
@@ -120,7 +125,7 @@ def generate(
         generate_with(model, device, request, show)
 
 
-OF_SOUND = ("clips", "seconds", "labels", "prompt", "format_", "gallery")
+OF_SOUND = ("clips", "seconds", "labels", "prompt", "guidance", "format_", "gallery")
 OF_TEXT = ("max_tokens", "stop", "echo")
 
 

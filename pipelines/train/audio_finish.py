@@ -106,6 +106,8 @@ def make_record(
         "name": recipe.name,
         "summary": recipe.summary,
         "labels": data.labels if recipe.conditional else [],
+        "label_dropout": recipe.data.label_dropout,
+        "guidance": recipe.guidance,
         "data_source": recipe.data_source,
         "data_licence": recipe.data_licence,
         "weights_licence": recipe.weights_licence,

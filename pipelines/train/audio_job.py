@@ -63,6 +63,8 @@ class AudioJob(Job):
             context=self.recipe.data.length,
             embedding=self.recipe.embedding,
             tie_embeddings=False,
+            label_dropout=self.recipe.data.label_dropout,
+            guidance=self.recipe.guidance,
         )
 
     def training(self, model: Model) -> WaveformTraining:

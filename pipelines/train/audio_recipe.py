@@ -1,6 +1,7 @@
 """The recipe of a waveform model: a SaShiMi that says the next level of a clip from those before it."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from mamba_seq.config import SaShiMiConfig
@@ -23,7 +24,9 @@ class AudioRecipe(BaseRecipe):
     embedding: Literal["learned", "sinusoidal"] = "learned"
     """How levels become vectors: each has its own, as in the papers, or they are a linear map of waves."""
     conditional: bool = False
-    """Tell the model the class of each clip, so that it can be asked for one."""
+    """Tell the model the class of each clip, so that it can be asked for one; but for data.label_dropout of them."""
+    guidance: float = 1.0
+    """With data.label_dropout, how much generate guides the model unless told otherwise; 1 is not at all."""
     gradient_checkpointing: bool | int = False
     """Compute every layer, or so many layers, of the model again in the backward pass, to save memory."""
 
@@ -33,6 +36,18 @@ class AudioRecipe(BaseRecipe):
             raise ValueError(
                 f"optim.next_token_weight is {self.optim.next_token_weight}, expected 0: the next token is all that a "
                 "waveform model is trained on"
+            )
+        if self.data.label_dropout and not self.conditional:
+            raise ValueError(
+                f"data.label_dropout is {self.data.label_dropout}, expected 0: the recipe is not conditional, and the "
+                "model is told no label that could be left out"
+            )
+        if not (math.isfinite(self.guidance) and self.guidance >= 0):
+            raise ValueError(f"guidance is {self.guidance}, expected a number of at least 0")
+        if self.guidance != 1 and not self.data.label_dropout:
+            raise ValueError(
+                f"guidance is {self.guidance}, expected 1: without data.label_dropout the model has nothing to be "
+                "guided by"
             )
         if self.gradient_checkpointing < 0:
             raise ValueError(

@@ -110,6 +110,20 @@ def test_a_batch_is_a_function_of_its_step(digits: Path, draw: str) -> None:
     assert all(torch.equal(got, batch.levels) for got, batch in zip(both, want, strict=True))
 
 
+def test_classes_are_left_out_of_some_training_clips_alone(digits: Path) -> None:
+    whole, some = data(digits), data(digits, label_dropout=0.5)
+    batches = first(whole, 20), first(some, 20)
+    told = torch.cat([batch.labels for batch in batches[0]])
+    found = torch.cat([batch.labels for batch in batches[1]])
+    assert all(torch.equal(a.levels, b.levels) for a, b in zip(*batches, strict=True))
+    assert torch.equal(found[found >= 0], told[found >= 0])
+    assert 0.3 < (found < 0).float().mean() < 0.7
+    # the same again, from wherever a run goes on
+    assert torch.equal(next(iter(some.training_batches(start_step=7))).labels, batches[1][7].labels)
+    clips = some.evaluation_clips("train")
+    assert all(clips[i].label >= 0 for i in range(len(clips)))
+
+
 def test_chunks_of_long_files(music: Path) -> None:
     for cache in ("memory", "disk"):
         made = data(music, split="file", draw="length", cache=cache, codec="linear-16bit-gain", batch_size=8)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,6 +105,21 @@ def test_a_model_of_sound_says_codec_and_rate(tmp_path: Path) -> None:
             ModelConfig(backbone=backbone, **half, **fields)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"label_dropout": 1.0}, "label_dropout is 1.0, expected 0 or more, below 1"),
+        ({"label_dropout": 0.1, "labels": []}, "and 0 unless it is a language model with labels"),
+        ({"guidance": 2.0}, "guidance is 2.0 with label_dropout 0.0, .* and 1 without label dropout"),
+        ({"label_dropout": 0.1, "guidance": -1.0}, "guidance is -1.0 .* expected a number of at least 0"),
+    ],
+)
+def test_guidance_needs_label_dropout(fields: dict[str, Any], message: str) -> None:
+    fields = {"labels": ["one"], "vocab_size": 256, **fields}
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(task="language-model", backbone=MambaConfig(d_model=8, n_layer=1), **fields)
+
+
 def test_a_config_of_before_is_read(tmp_path: Path) -> None:
     """A stack has no field that says that it is one."""
     old = {
@@ -117,6 +133,7 @@ def test_a_config_of_before_is_read(tmp_path: Path) -> None:
     config = ModelConfig.from_json_file(tmp_path / "config.json")
     assert config.backbone == MambaConfig(d_model=8, n_layer=2, ssm="complex", d_state=4, norm="layer")
     assert "architecture" not in json.loads(config.to_json())["backbone"]
+    assert (config.label_dropout, config.guidance) == (0, 1)
     for backbone, message in [
         ({**old["backbone"], "pool": [2]}, "has fields that mamba-seq .* does not know: pool"),
         ({"architecture": "tree", "d_model": 8}, "architecture is 'tree', expected 'sashimi'"),

@@ -90,15 +90,15 @@ def test_prompt_then_steps_is_the_whole(name: str, length: int) -> None:
     assert torch.equal(tokens, eager[0])
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_clip_is_the_same_alone_and_in_any_batch(threads: int) -> None:
-    model = levels_model(labels=LABELS)
+@pytest.mark.parametrize(("threads", "guidance"), [(1, 1), (3, 1), (3, 3)])
+def test_clip_is_the_same_alone_and_in_any_batch(threads: int, guidance: float) -> None:
+    model = levels_model(labels=LABELS, label_dropout=0.1)
     prompt = torch.randint(0, V, (11,))
     decoder = WaveformDecoder(model, SILENCE)
     torch.set_num_threads(threads)
     for begin in (None, prompt):
         indices, labels = list(range(37)), [i % 4 - 1 for i in range(37)]
-        drawing = Drawing(0.9, 20, 0.95, seed=2**40 + 3)
+        drawing = Drawing(0.9, 20, 0.95, 2**40 + 3, guidance)
         together = decoder.start(indices, drawing, labels, begin).advance(50)
         for some in ([0], [36], [5, 3], list(range(7, 25))):
             alone = decoder.start(some, drawing, [labels[i] for i in some], begin)
@@ -127,6 +127,44 @@ def test_compiled_draws_as_eager(drawing: Drawing) -> None:
     eager = WaveformDecoder(model, SILENCE, "eager").start([0, 1, 2, 7], drawing, labels).advance(64)
     assert torch.equal(compiled[0], eager[0])
     assert relative_error(compiled[1], eager[1]) <= 1e-5
+
+
+@pytest.mark.parametrize("engine", ["compiled", "eager"])
+@pytest.mark.parametrize("length", [0, 11])
+def test_guided_draws_are_those_of_the_formula(engine: str, length: int) -> None:
+    """By the whole forward pass with classes and without, put together by hand."""
+    model = levels_model(labels=LABELS, label_dropout=0.1)
+    prompt, labels, index = torch.randint(0, V, (length,)), torch.tensor([2, 0, -1]), torch.tensor([4, 9, 1])
+    drawing = Drawing(0.8, 20, seed=3, guidance=2.5)
+    levels, found = WaveformDecoder(model, SILENCE, engine).start(index, drawing, labels, prompt).advance(24)
+    clips = torch.cat([torch.full((3, 1), SILENCE), prompt.expand(3, -1), levels], dim=1)
+    with torch.no_grad():
+        given, none = (model(clips[:, :-1], labels=each)[:, length:] for each in (labels, torch.full((3,), -1)))
+    kept = (none + 2.5 * (given - none)) / 0.8
+    kept = kept.masked_fill(kept < kept.topk(20).values[..., -1:], -torch.inf)
+    numbers = torch.stack([counted_uniform(3, index, length + t) for t in range(24)], dim=1)
+    expected = (kept.double().softmax(dim=-1).cumsum(dim=-1) <= numbers[..., None]).sum(dim=-1)
+    assert torch.equal(levels, expected)
+    assert (found - given.log_softmax(dim=-1).gather(-1, levels[..., None])[..., 0]).abs().max() <= 1e-4
+    plain = WaveformDecoder(model, SILENCE, engine).start(index, drawing._replace(guidance=1), labels, prompt)
+    levels = plain.advance(24)[0]
+    assert not torch.equal(levels[:2], expected[:2])
+    assert torch.equal(levels[2], expected[2])  # of no class, there is nothing to be guided by
+
+
+def test_without_guidance_nothing_changes() -> None:
+    """Of a model that has none of its own, and of one that is asked for none; what a config says is what is done."""
+    own, old = levels_model(labels=LABELS, label_dropout=0.1, guidance=2.0), levels_model(labels=LABELS)
+
+    def clips(model: LanguageModel, guidance: float | None) -> tuple[torch.Tensor, torch.Tensor]:
+        drawing = Drawing(seed=2, guidance=guidance)
+        return WaveformDecoder(model, SILENCE).start([0, 1, 2], drawing, [0, 1, 2]).advance(40)
+
+    for model, guidance in ((old, 1), (own, 1.0)):
+        assert all(map(torch.equal, clips(model, guidance), clips(old, None)))
+    assert all(map(torch.equal, clips(own, None), clips(own, 2)))
+    # so near to 1 that it is 1 in float32: still pairs
+    assert torch.equal(clips(own, 1 + 1e-12)[0], clips(old, None)[0])
 
 
 def philox(counter: list[int], key: list[int]) -> list[int]:
@@ -180,6 +218,12 @@ def test_wrong_arguments_are_refused() -> None:
         decoder.start([0], Drawing(top_p=0.0), [0])
     with pytest.raises(ValueError, match="temperature is 1e-320"):
         decoder.start([0], Drawing(1e-320), [0])
+    with pytest.raises(ValueError, match="guidance is nan"):
+        decoder.start([0], Drawing(guidance=float("nan")), [0])
+    with pytest.raises(ValueError, match=r"guidance is 2, expected 1: .* without label dropout.*label_dropout 0\.1"):
+        decoder.start([0], Drawing(guidance=2), [0])
+    with pytest.raises(ValueError, match=r"guidance is 2, expected 1: the model knows no classes"):
+        WaveformDecoder(levels_model(), SILENCE).start([0], Drawing(guidance=2))
     with pytest.raises(ValueError, match="graphs are for CUDA devices"):
         WaveformDecoder(model, SILENCE, "graph")
     with pytest.raises(ValueError, match="float64 on cpu"):
@@ -191,16 +235,19 @@ def test_wrong_arguments_are_refused() -> None:
 UNET = {"d_model": 16, "n_layer": 2, "d_state": 4, "norm": "layer"}
 
 
-@pytest.mark.parametrize("alone", [0, 8192])
-def test_fused_levels_are_the_eager_step(alone: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("alone", "guidance"), [(0, 1.7), (8192, 1.0)])
+def test_fused_levels_are_the_eager_step(alone: int, guidance: float, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = implementation("block_step", "triton")
     monkeypatch.setattr(kernels, "LARGEST_ALONE", alone)  # 0: all blocks in tiles
     device = DEVICE["triton"]
-    model = levels_model(SaShiMiConfig(**UNET, pool=[2]), labels=LABELS).to(device)
+    model = levels_model(SaShiMiConfig(**UNET, pool=[2]), labels=LABELS, label_dropout=0.1).to(device)
     index, labels = torch.tensor([3, 2**33], device=device), torch.tensor([1, -1], device=device)
-    drawing = Drawing(0.8, 9, 0.9, seed=2**40 + 5)
+    drawing = Drawing(0.8, 9, 0.9, 2**40 + 5, guidance)
     levels, likelihood = WaveformDecoder(model, SILENCE, "eager").start(index, drawing, labels).advance(4)
-    state, tokens, positions = model.allocate_state(2), torch.full_like(index, SILENCE), torch.zeros_like(index)
+    if guidance != 1:
+        labels, index = torch.tensor([1, -1, -1, -1], device=device), index.repeat_interleave(2)
+    state, tokens = model.allocate_state(len(index)), torch.full_like(index, SILENCE)
+    positions = torch.zeros_like(index)
     drawn, found = index.new_zeros((2, 4)), torch.zeros((2, 4), device=device)
     assert why_not_fused(model, state, drawing) is None
     with torch.no_grad():
@@ -209,7 +256,8 @@ def test_fused_levels_are_the_eager_step(alone: int, monkeypatch: pytest.MonkeyP
             step(position)
     assert torch.equal(drawn, levels)
     assert relative_error(found, likelihood) <= 1e-5
-    assert torch.equal(tokens, levels[:, -1])
+    assert torch.equal(tokens, levels[:, -1].repeat_interleave(drawing.rows))
+    assert (positions == 4).all()
 
 
 def test_fused_levels_say_what_they_do_not_run() -> None:
@@ -225,13 +273,14 @@ def test_fused_levels_say_what_they_do_not_run() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("guidance", [1, 2])
 @pytest.mark.parametrize("name", ["fused", "wide", "complex", "stack"])
-def test_graph_is_the_eager_step(name: str, dtype: torch.dtype) -> None:
+def test_graph_is_the_eager_step(name: str, guidance: float, dtype: torch.dtype) -> None:
     wide = SaShiMiConfig(d_model=64, n_layer=3, pool=[4, 4], norm="layer")
     backbone = {"fused": SaShiMiConfig(**UNET, pool=[2, 4]), "wide": wide}.get(name) or MODELS[name][0]
-    model = levels_model(backbone, labels=LABELS).cuda().to(dtype)
+    model = levels_model(backbone, labels=LABELS, label_dropout=0.1).cuda().to(dtype)
     prompt = torch.randint(0, V, (21,)).cuda()
-    arguments = (list(range(5)), Drawing(0.9, 20, 0.95, seed=3), [0, 1, 2, -1, 0])
+    arguments = (list(range(5)), Drawing(0.9, 20, 0.95, 3, guidance), [0, 1, 2, -1, 0])
     for begin in (None, prompt):
         levels, likelihood = WaveformDecoder(model, SILENCE).start(*arguments, begin).advance(50)
         tokens = levels if begin is None else torch.cat([begin.expand(5, -1), levels], dim=1)
@@ -246,12 +295,14 @@ def test_graph_is_the_eager_step(name: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("guidance", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_clip_is_the_same_in_any_batch_on_a_gpu(dtype: torch.dtype) -> None:
+def test_clip_is_the_same_in_any_batch_on_a_gpu(dtype: torch.dtype, guidance: float) -> None:
     for backbone in (SaShiMiConfig(d_model=64, n_layer=2, pool=[4, 4], norm="layer"), MODELS["complex"][0]):
-        model = levels_model(backbone, labels=LABELS).cuda().to(dtype)
+        model = levels_model(backbone, labels=LABELS, label_dropout=0.1).cuda().to(dtype)
         decoder = WaveformDecoder(model, SILENCE)
-        indices, labels, drawing = list(range(300)), [i % 3 for i in range(300)], Drawing(seed=1)
+        indices, labels = list(range(300)), [i % 3 for i in range(300)]
+        drawing = Drawing(seed=1, guidance=guidance)
         levels, likelihood = decoder.start(indices, drawing, labels).advance(200)
         for some in ([0], [299], list(range(10, 47)), list(range(100, 250))):
             alone = decoder.start(some, drawing, [labels[i] for i in some]).advance(200)

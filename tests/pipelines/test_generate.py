@@ -162,6 +162,26 @@ def test_prompt_begins_the_clip(run: Any, plain: Path, tmp_path: Path) -> None:
     assert abs(clips[0][100:2400] - expected).max() < 0.1
 
 
+def test_guided_clips(run: Any, model: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    guided = saved(tmp_path / "guided", label_dropout=0.1, guidance=2.0)  # with the weights of `model`
+
+    def clips(folder: str, model: Path, *arguments: object) -> list[bytes]:
+        make(run, model, "-n", 3, "-o", tmp_path / folder, *arguments)
+        return [path.read_bytes() for path in sorted((tmp_path / folder).iterdir())]
+
+    result = make(run, guided, "-n", 3, "-o", tmp_path / "a", "--gallery", tmp_path / "index.html")
+    assert "guided by 2, as the model says" in result.err
+    assert "temperature 1, guidance 2<" in (tmp_path / "index.html").read_text()
+    by_itself = [path.read_bytes() for path in sorted((tmp_path / "a").iterdir())]
+    monkeypatch.setitem(generate_audio.AT_ONCE, "cpu", 4)
+    assert clips("b", guided, "--guidance", 2) == by_itself
+    plain = clips("c", model)
+    assert clips("d", guided, "--guidance", 1) == plain != by_itself
+    config = guided / "config.json"
+    config.write_text(config.read_text().replace('"guidance": 2.0', '"guidance": 1.0'))
+    assert clips("e", guided) == plain
+
+
 def write(folder: Path, name: str, samples: Any, rate: int, subtype: str) -> Path:
     soundfile.write(folder / name, samples, rate, subtype=subtype)
     return folder / name
@@ -171,6 +191,7 @@ def write(folder: Path, name: str, samples: Any, rate: int, subtype: str) -> Pat
     ("arguments", "words"),
     [
         (["--label", "three"], "has no label 'three'; it has zero, one, two/2"),
+        (["--guidance", "2"], "guidance is 2, expected 1: the model was trained without label dropout"),
         (["--prompt", "none.wav"], "cannot be read"),
         (["--prompt", "text.wav"], "is not sound"),
         (["--prompt", "empty.wav"], "is empty"),
@@ -211,7 +232,7 @@ def test_models_that_cannot_generate_are_told(run: Any, tmp_path: Path, plain: P
     assert "is a language-model that reads dna, and cannot generate; expected a language model of sound" in result.err
     result = run("generate", "-m", plain, "-o", tmp_path / "x", "--label", "one")
     assert (result.code, "knows no classes" in result.err) == (1, True)
-    for wrong in (["--temperature", "-1"], ["--top-p", "0"], ["--top-k", "0"], ["-n", "0"]):
+    for wrong in (["--temperature", "-1"], ["--top-p", "0"], ["--top-k", "0"], ["-n", "0"], ["--guidance", "nan"]):
         assert run("generate", "-m", plain, "-o", tmp_path / "x", *wrong).code == 2
     assert not (tmp_path / "x").exists()
 

@@ -49,7 +49,7 @@ OPTIONS = {
     ],
     ("generate",): [
         *["--model", "--output", "--text", "--clips", "--seconds", "--label", "--prompt", "--temperature", "--top-k"],
-        *["--top-p", "--format", "--gallery", "--max-tokens", "--stop", "--echo"],
+        *["--top-p", "--guidance", "--format", "--gallery", "--max-tokens", "--stop", "--echo"],
     ],
     ("finetune",): ["--model", "--from-scratch", "--output", "--task", "--tune", "--force", "--max-minutes", *DATA],
     ("predict",): ["--model", "--output", "--strand", "--batch-tokens", *DATA],

@@ -26,6 +26,7 @@ from mamba_seq.pipelines.train.audio_module import WaveformTraining
 from mamba_seq.pipelines.train.checkpoint_files import has_checkpoint, whole_checkpoint, write_checkpoint
 from mamba_seq.pipelines.train.recipe import AudioRecipe, OptimConfig, read_recipe
 from mamba_seq.pipelines.train.run import main
+from mamba_seq.pipelines.train.starting import begin_with, starting_weights
 
 RECIPE = """
 kind: audio
@@ -36,7 +37,8 @@ data_licence: None needed.
 limits: Useless for anything but tests.
 model: {{d_model: 8, n_layer: 1, d_state: 4, pool: [2, 2], dropout: 0.2}}
 conditional: true
-data: {{roots: [{root}], sample_rate: 8000, length: 100, batch_size: 4}}
+guidance: 1.5
+data: {{roots: [{root}], sample_rate: 8000, length: 100, batch_size: 4, label_dropout: 0.3}}
 optim: {{lr: 0.01, warmup_steps: 2, steps: 12}}
 val_every: 4
 log_every: 1
@@ -104,6 +106,7 @@ def test_a_run_ends_in_a_saved_model(whole: Path) -> None:
     config = model.config
     assert (config.codec, config.sample_rate, config.vocab_size) == ("mu-law-8bit-minmax", 8000, 256)
     assert (config.labels, config.context, config.tie_embeddings) == (["one", "three"], 100, False)
+    assert (config.label_dropout, config.guidance) == (0.3, 1.5)
     record = json.loads((folder / "record.json").read_text())
     (row,) = record["results"]
     with (whole / "splits.tsv").open() as file:
@@ -114,7 +117,7 @@ def test_a_run_ends_in_a_saved_model(whole: Path) -> None:
     assert 0 < row["low"] <= row["bits"] <= row["high"] < 9
     card = (folder / "README.md").read_text()
     assert f"| digits | {clips} | 0.0 | {row['bits']:.3f} |" in card
-    assert "It can be asked for: one, three." in card
+    assert "It can be asked for: one, three. It was told no label for 30 % of the training clips" in card
     assert {row["name"] for row in metrics(whole)} == {"loss", "bits", "lr", "val_bits"}
 
 
@@ -139,6 +142,16 @@ def test_bits_per_sample_are_those_of_the_model(whole: Path, recipe: str) -> Non
     (row,) = json.loads((whole / "evaluation.json").read_text())
     assert row["bits"] == pytest.approx(nats / samples / math.log(2), rel=1e-5)
     assert row["histogram"] == pytest.approx(plain / samples / math.log(2), rel=1e-5)
+
+
+def test_label_dropout_may_begin_and_end(whole: Path, recipe: str) -> None:
+    """No class is no parameter, so that weights with and without fit each other."""
+    fields, _ = read_recipe(Path(recipe), ["--data.label_dropout=0", "--guidance=1"])
+    job = AudioJob(fields)
+    job.prepare()
+    config = job.model_config()
+    assert config.label_dropout == 0
+    assert not begin_with(LanguageModel(config), starting_weights(str(whole / "model"), config))
 
 
 def test_it_learns(recipe: str, tmp_path: Path) -> None:
@@ -296,6 +309,10 @@ def test_mistakes_write_nothing(recipe: str, tmp_path: Path) -> None:
         "--data.labels=[two]": (ValueError, "no sound file is of class 'two'; there are one, three"),
         "--data.layout=folder": (ValueError, "does not say which of its files are for the test"),
         "--optim.next_token_weight=1": (RecipeError, "next_token_weight is 1"),
+        "--data.label_dropout=1": (RecipeError, r"data\.label_dropout is 1"),
+        "--conditional=false": (RecipeError, r"data\.label_dropout is 0\.3, expected 0: the recipe is not conditional"),
+        "--guidance=-1": (RecipeError, "guidance is -1"),
+        "--data.label_dropout=0": (RecipeError, "guidance is 1.5, expected 1: without data.label_dropout"),
         "--gradient_checkpointing=-1": (RecipeError, "gradient_checkpointing is -1"),
         "--model.pool=[1]": (RecipeError, r"pool is \[1\], expected factors of at least 2"),
     }
