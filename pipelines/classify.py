@@ -125,6 +125,7 @@ class Classifier:
         self._progress = Progress(())
         self._started = time.monotonic()
         self._names = RepeatedNames()
+        self._in_part = 0  # records longer than the windows that are read of one
         self._waiting: collections.deque[_Pending] = collections.deque()
         self._most_waiting = MOST_WAITING_ROWS_ON_GPU if device.type == "cuda" else MOST_WAITING_ROWS
         self._sampler = WindowSampler(options.context, options.stride, options.max_windows)
@@ -168,6 +169,14 @@ class Classifier:
                 _counted(repeats, "record"),
                 example,
             )
+        if self._in_part:
+            options = self._options
+            log.info(
+                "%s longer than %s of %s: the rest was not read; --max-windows 0 reads all of it",
+                _counted(self._in_part, "record"),
+                _counted(options.max_windows, "window"),
+                _counted(options.context, "base"),
+            )
 
     def _read(self, record: SequenceRecord, source: int) -> "_Pending":
         """Read a record to its end, its windows going to the pool."""
@@ -183,6 +192,8 @@ class Classifier:
         self._names.add(name)
         self.summary.records += 1
         self.summary.letters += record.length
+        if record.invalid is None:
+            self._in_part += 0 < options.max_windows * options.context < record.length
         if self.summary.records % 1024 == 0:
             self._update()
         original = None if self._originals is None else self._originals.cut(record.format)

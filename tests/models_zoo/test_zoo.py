@@ -1,6 +1,8 @@
 """Every released model loads and predicts, every card and record is whole, every recipe parses."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,22 @@ def test_config_is_plain_json(name: str) -> None:
         return
     assert config["alphabet"] == "dna"
     assert config["labels"] == sorted(config["labels"])
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/training.md"])
+def test_commands_of_the_pages_are_recipes(page: str) -> None:
+    """What is given on the command line and what the recipe says of the data it was made for go together."""
+    text = (Path(__file__).resolve().parents[2] / page).read_text(encoding="utf-8")
+    commands = [shlex.split(line) for line in re.findall(r"^mamba-seq train (.+)$", text, re.MULTILINE)]
+    assert len(commands) > 1
+    for name, _, run, *overrides in commands:
+        assert isinstance(read_recipe(models_zoo.recipe_path(name), overrides)[0], BaseRecipe), run
+
+
+@pytest.mark.parametrize("name", ["mamba-dna.own", "mamba-dna-lm.own"])
+def test_recipes_of_own_genomes_name_none_of_ours(name: str) -> None:
+    fields, _ = read_recipe(models_zoo.recipe_path(name))
+    data = fields.data
+    for field in ("weights", "exclude", "labels", "splits_bed", "splits_file", "test_records", "validation_records"):
+        assert not getattr(data, field, None), field
+    assert getattr(fields, "taxonomy", None) is None

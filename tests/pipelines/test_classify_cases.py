@@ -239,6 +239,14 @@ def test_summary_line(run: Any, tmp_path: Path) -> None:
     assert quiet.err == ""
 
 
+def test_records_that_were_read_in_part_are_pointed_out(run: Any, tmp_path: Path) -> None:
+    source = write(tmp_path, b">a\n" + b"ACGT" * 300 + b"\n>b\nACGT\n")
+    words = "1 record longer than 4 windows of 64 bases: the rest was not read; --max-windows 0 reads all of it"
+    assert words in run("classify", source, "--max-windows", "4").err
+    for every in ("0", "19"):
+        assert "was not read" not in run("classify", source, "--max-windows", every).err
+
+
 def test_json_lines_have_the_fields_of_the_table(run: Any) -> None:
     table = run("classify", GOLDEN / "mixed.fa")
     header = table.out.splitlines()[0].split("\t")
