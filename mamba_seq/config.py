@@ -104,6 +104,9 @@ class ModelConfig:
     for a language model, of the classes that it can be asked for, if there are any."""
     context: int | None = None
     """Length of the sequences the model was trained on, in tokens."""
+    max_windows: int | None = None
+    """Most windows of `context`, evenly spaced, that a record of DNA is read in unless something else is asked for; 0
+    for all of them, None to leave it to the program that reads."""
     pooling: Literal["mean", "last", "max"] = "mean"
     """How a model with outputs for whole sequences turns the positions of one into one vector."""
     embedding: Literal["learned", "sinusoidal"] = "learned"
@@ -166,6 +169,8 @@ class ModelConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1, or none")
+        if self.max_windows is not None and self.max_windows < 0:
+            raise ValueError(f"max_windows is {self.max_windows}, expected 0 for all, or more, or none")
         if (self.vocab_size is None) == (self.input_features is None):
             raise ValueError(
                 f"vocab_size is {self.vocab_size} and input_features {self.input_features}, expected one of them: "

@@ -24,7 +24,7 @@ FLOAT32_PARAMETERS = ("A_log", "A_imag", "B", "C", "D", "dt_bias")
 """Last parts of the names of parameters that the scans take in float32, and that stay and are stored so."""
 _WRITTEN_WITH = "mamba_seq_config"
 """In the weights' metadata: the config that they were saved with."""
-_FREE = ("calibration", "taxonomy", "context", "strand", "guidance", "mamba_seq_version")
+_FREE = ("calibration", "taxonomy", "context", "max_windows", "strand", "guidance", "mamba_seq_version")
 """Fields that change nothing of what a model computes, and that `calibrate` and people write into a config later."""
 
 

@@ -49,6 +49,8 @@ class Options:
     """Bases from one window's start to the next."""
     max_windows: int = MAX_WINDOWS
     """Most windows of a record, evenly spaced; 0 takes all."""
+    reads_all: bool = False
+    """The model is one that should see all windows of a record: say so when it does not."""
     both_strands: bool = True
     """Average over each window and its reverse complement."""
     min_length: int = 1
@@ -171,12 +173,19 @@ class Classifier:
             )
         if self._in_part:
             options = self._options
-            log.info(
-                "%s longer than %s of %s: the rest was not read; --max-windows 0 reads all of it",
+            parts = (
                 _counted(self._in_part, "record"),
                 _counted(options.max_windows, "window"),
                 _counted(options.context, "base"),
             )
+            if options.reads_all:
+                log.warning(
+                    "%s longer than %s of %s: the rest was not read, on which the model's answer rests too; it reads "
+                    "all of it without --max-windows",
+                    *parts,
+                )
+            else:
+                log.info("%s longer than %s of %s: the rest was not read; --max-windows 0 reads all of it", *parts)
 
     def _read(self, record: SequenceRecord, source: int) -> "_Pending":
         """Read a record to its end, its windows going to the pool."""

@@ -128,6 +128,21 @@ def strands_of(spec: str, config: "ModelConfig", asked: str | None) -> str:
     return asked or config.strand or "both"
 
 
+def max_windows_of(config: "ModelConfig", asked: int | None) -> int:
+    """Return the most windows that a record is read in, 0 for all.
+
+    Args:
+        config: of the model.
+        asked: what `--max-windows` said; None leaves it to the model, and `MAX_WINDOWS` if that says nothing.
+    """
+    from mamba_seq.data_prep.windows import MAX_WINDOWS
+
+    for most in (asked, config.max_windows):
+        if most is not None:
+            return most
+    return MAX_WINDOWS
+
+
 def calibration_of(spec: str, config: "ModelConfig", novel: float | None = None) -> "Calibration | None":
     """Return the calibration that a model has stored, or None.
 

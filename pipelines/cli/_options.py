@@ -41,9 +41,7 @@ def reading_options(function: Callable[..., None]) -> Callable[..., None]:
             "--max-windows",
             metavar="N",
             type=click.IntRange(min=0),
-            default=32,
-            show_default=True,
-            help="Most windows of a record, evenly spaced; 0 takes all.",
+            help="Most windows of a record, evenly spaced; 0 takes all. Default: the model's, else 32.",
         ),
         click.option(
             "--batch-tokens",

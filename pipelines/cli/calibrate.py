@@ -34,7 +34,7 @@ def calibrate(
     strand: str | None,
     context: int | None,
     stride: int | None,
-    max_windows: int,
+    max_windows: int | None,
     batch_tokens: int | None,
 ) -> None:
     """Calibrate MODEL on genomes that it has not seen: DATA, a folder with a folder of FASTA files for each class.
@@ -59,7 +59,7 @@ def calibrate(
     reading = Reading(
         context=window_length(context, model, loaded.config.context),
         stride=stride,
-        max_windows=max_windows,
+        max_windows=models.max_windows_of(loaded.config, max_windows),
         both_strands=models.strands_of(model, loaded.config, strand) == "both",
         batch_tokens=batch_tokens,
     )

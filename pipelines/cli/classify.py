@@ -79,7 +79,7 @@ def classify(
     strand: str | None,
     context: int | None,
     stride: int | None,
-    max_windows: int,
+    max_windows: int | None,
     batch_tokens: int | None,
     min_length: int,
     strict: bool,
@@ -125,7 +125,8 @@ def classify(
     options = Options(
         context=window,
         stride=stride or window,
-        max_windows=max_windows,
+        max_windows=models.max_windows_of(loaded.config, max_windows),
+        reads_all=loaded.config.max_windows == 0,
         both_strands=models.strands_of(model, loaded.config, strand) == "both",
         min_length=min_length,
         min_probability=min_probability,

@@ -52,7 +52,7 @@ def evaluate(
     strand: str | None,
     context: int | None,
     stride: int | None,
-    max_windows: int,
+    max_windows: int | None,
     batch_tokens: int | None,
     records: bool,
     only: str | None,
@@ -106,7 +106,7 @@ def evaluate(
     reading = Reading(
         context=window_length(context, model, loaded.config.context),
         stride=stride,
-        max_windows=max_windows,
+        max_windows=models.max_windows_of(loaded.config, max_windows),
         both_strands=models.strands_of(model, loaded.config, strand) == "both",
         batch_tokens=batch_tokens,
     )
@@ -122,7 +122,8 @@ def evaluate(
             if strangers is not None:
                 missed += evaluate_unknown(loaded, labels, strangers, [length], reading, **how)
     about: dict[str, Any] = {"model": model, "data": data, "splits": splits, "seed": seed, "context": reading.context}
-    about |= {"strand": "both" if reading.both_strands else "forward", "novel": novel}
+    about |= {"strand": "both" if reading.both_strands else "forward", "max_windows": reading.max_windows}
+    about["novel"] = novel
     text = to_tsv(results, labels, missed) if format_ == "tsv" else to_json(results, labels, about, missed)
     with open_output(output) as sink:
         sink.write(text.encode())

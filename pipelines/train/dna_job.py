@@ -77,6 +77,7 @@ class DnaJob(Job):
             alphabet=DNA.name,
             labels=labels,
             context=self.recipe.context,
+            max_windows=self.recipe.evaluation.max_windows,
             pooling=self.recipe.pooling,
             complement=DNA.complement_codes[: DNA.size].tolist() if self.recipe.equivariant else [],
             taxonomy=taxonomy,

@@ -46,7 +46,8 @@ class EvaluationConfig:
     windows_per_class: list[int] = dataclasses.field(default_factory=lambda: [400, 200, 20])
     """Number of windows a class, one figure for each length."""
     max_windows: int = MAX_WINDOWS
-    """The most windows of `context` that a test window is read in, evenly spaced; 0 for all."""
+    """The most windows of `context` that a test window is read in, evenly spaced; 0 for all. The model reads records so
+    by default, whoever uses it."""
     calibration_windows: int = 100
     """Validation windows a class that the model is calibrated on, at every length that fits."""
     baseline_windows: int = 60

@@ -74,6 +74,7 @@ def test_how_many_labels_a_task_needs(task: str, labels: int, fits: bool) -> Non
         ({}, "vocab_size is None and input_features None, expected one of them"),
         ({"vocab_size": 5, "input_features": 2}, "vocab_size is 5 and input_features 2, expected one of them"),
         ({"vocab_size": 0}, "vocab_size is 0, expected at least 1"),
+        ({"vocab_size": 5, "max_windows": -1}, "max_windows is -1, expected 0 for all, or more, or none"),
         ({"input_features": 0}, "input_features is 0, expected at least 1"),
         ({"input_features": 3}, "vocab_size is None, expected the number of tokens: a language model"),
     ],

@@ -101,6 +101,8 @@ def test_config_is_plain_json(name: str) -> None:
         return
     assert config["alphabet"] == "dna"
     assert config["labels"] == sorted(config["labels"])
+    if config["task"] == "sequence-classification":  # records are read as the test windows were
+        assert config.get("max_windows") == models_zoo.describe(name).get("max_windows")
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/training.md"])

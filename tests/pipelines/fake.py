@@ -32,6 +32,7 @@ class FakeClassifier(nn.Module):
             task="sequence-classification",
             labels=LABELS,
             context=CONTEXT,
+            max_windows=None,
             alphabet="dna",
             calibration=None,
             strand=None,

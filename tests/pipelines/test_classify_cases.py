@@ -239,12 +239,18 @@ def test_summary_line(run: Any, tmp_path: Path) -> None:
     assert quiet.err == ""
 
 
-def test_records_that_were_read_in_part_are_pointed_out(run: Any, tmp_path: Path) -> None:
+def test_records_that_were_read_in_part_are_pointed_out(run: Any, fake: Any, tmp_path: Path) -> None:
     source = write(tmp_path, b">a\n" + b"ACGT" * 300 + b"\n>b\nACGT\n")
     words = "1 record longer than 4 windows of 64 bases: the rest was not read; --max-windows 0 reads all of it"
     assert words in run("classify", source, "--max-windows", "4").err
     for every in ("0", "19"):
         assert "was not read" not in run("classify", source, "--max-windows", every).err
+    for of_model, windows in ((None, "20 windows"), (4, "5 windows"), (0, "20 windows")):  # b's is one of them
+        fake.config.max_windows = of_model
+        assert windows in run("classify", source).err
+    told = run("classify", source, "--max-windows", "4").err
+    assert "5 windows" in told
+    assert "warning: 1 record longer than 4 windows of 64 bases" in told
 
 
 def test_json_lines_have_the_fields_of_the_table(run: Any) -> None:

@@ -121,14 +121,15 @@ def test_classes_without_a_window_of_a_length_are_left_out_with_a_warning(run: A
     assert [row[1] for row in result.rows if row[0] == "1400"] == ["all", "alpha"]
 
 
-@pytest.mark.usefixtures("fake")
-def test_json_file_and_default_lengths(run: Any, data: Path, tmp_path: Path) -> None:
+def test_json_file_and_default_lengths(run: Any, fake: Any, data: Path, tmp_path: Path) -> None:
+    fake.config.max_windows = 7
     target = tmp_path / "accuracy.json"
     result = run("evaluate", data, "-m", "fake", "--format", "json", "-o", target, "--per-class", 5)
     assert (result.code, result.out) == (0, "")
     assert "class 'beta' has no stretch longer than 1200 bases; longer windows are left out" in result.err
     report = json.loads(target.read_text())
     assert (report["model"], report["labels"], report["seed"]) == ("fake", ["alpha", "beta", "gamma"], 0)
+    assert report["max_windows"] == 7
     assert [row["length"] for row in report["results"]] == [1000]
     row = report["results"][0]
     assert row["disjoint_by_class"] == [4, 1, 0]

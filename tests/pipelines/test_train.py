@@ -115,6 +115,7 @@ def test_test_windows_are_read_in_as_many_windows_as_the_recipe_says(
     )
     assert told == [0, 0, 0, 0]  # validation windows, then test windows, of two lengths
     assert "all of them (`--max-windows`)" in (folder / "README.md").read_text()
+    assert from_pretrained(folder).config.max_windows == 0  # so that classify does as well
 
 
 def test_a_schedule_of_minutes_ends_the_run_when_they_are_over(
