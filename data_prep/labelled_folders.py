@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from mamba_seq.data_prep.audio_files import SHOWN
 from mamba_seq.data_prep.audio_io import SUFFIXES as SOUNDS
 from mamba_seq.data_prep.audio_io import read_audio
 from mamba_seq.data_prep.codecs import DEFAULT
-from mamba_seq.data_prep.errors import NoRecords, TooFewData
+from mamba_seq.data_prep.errors import DataError, NoRecords, TooFewData
 from mamba_seq.data_prep.genomes import PACKED_SUFFIXES
 from mamba_seq.data_prep.genomes import SUFFIXES as FASTA
 from mamba_seq.data_prep.labelled import SPLIT_NAMES, TABLES, Example, Labelled, LabelledConfig, read_file
@@ -50,19 +51,36 @@ def read_folder(root: Path, config: LabelledConfig) -> Labelled:
     if len(kinds) > 1:
         raise NoRecords(f"{root} holds {' and '.join(sorted(kinds))}; one kind of file was expected")
     kind = kinds.pop()
+    if kind == "sound":
+        _read_sounds(root, files, found, config)
+        return found
     for label, paths in files.items():
         for path in paths:
             name = path.relative_to(root).as_posix()
             if kind == "FASTA":
                 found.examples += read_fasta(path, config, label).examples
-            elif kind == "sound":
-                found.examples.append(_sound(path, name, label, config))
             else:
                 found.examples.append(_series(path, name, label, config))
     found.kind = f"a folder a class, {kind}"
-    if kind == "sound":
-        found.codec, found.sample_rate = DEFAULT.name, config.sample_rate
     return found
+
+
+def _read_sounds(root: Path, files: dict[str, list[Path]], found: Labelled, config: LabelledConfig) -> None:
+    """Read the recordings of each class; those that cannot be read are left out and told, as in training on sound."""
+    found.kind, found.codec, found.sample_rate = "a folder a class, sound", DEFAULT.name, config.sample_rate
+    damaged: list[str] = []
+    for label, paths in files.items():
+        before = len(found.examples)
+        for path in paths:
+            try:
+                found.examples.append(_sound(path, path.relative_to(root).as_posix(), label, config))
+            except DataError as error:
+                damaged.append(str(error))
+        if len(found.examples) == before:
+            raise TooFewData(f"{root / label} has no sound file that can be read, the first: {damaged[-len(paths)]}")
+    if damaged:
+        shown = "; ".join(damaged[:SHOWN]) + ("; and so on" if len(damaged) > SHOWN else "")
+        found.warnings.append(f"{len(damaged)} sound files cannot be used and are left out: {shown}")
 
 
 def _split_tables(root: Path) -> list[Path]:

@@ -146,6 +146,7 @@ def _evaluate_records(
     from mamba_seq.data_prep.labelled import split_named
     from mamba_seq.loading import from_pretrained
     from mamba_seq.pipelines.finetune.predict import Predicted
+    from mamba_seq.pipelines.finetune.scores import to_json
     from mamba_seq.pipelines.models import locate_model
     from mamba_seq.pipelines.output import check_output, open_output
     from mamba_seq.pipelines.runtime import start
@@ -157,13 +158,14 @@ def _evaluate_records(
     loaded = from_pretrained(locate_model(model), device)
     found = Predicted(loaded, data, config, device, batch_tokens or 1 << 16, strand)
     table, examples = found.measured(split, settings.seed or 0)
+    keys = ("value", "low", "high")
     if format_ == "json":
         about = {"model": model, "data": data, "split": split, "task": loaded.config.task, "examples": examples}
-        text = json.dumps({**about, "metrics": table}, indent=1) + "\n"
+        text = json.dumps({**about, "metrics": to_json(table)}, indent=1) + "\n"
     else:
         lines = [
-            f"{name}\t{each['value']:.4f}\t{each['low']:.4f}\t{each['high']:.4f}\t{examples}"
-            for name, each in table.items()
+            "\t".join([name, *("NA" if each[key] is None else f"{each[key]:.4f}" for key in keys), str(examples)])
+            for name, each in to_json(table).items()
         ]
         text = "\n".join(["metric\tvalue\tlow\thigh\texamples", *lines]) + "\n"
     with open_output(output) as sink:

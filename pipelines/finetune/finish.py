@@ -19,7 +19,7 @@ from mamba_seq.pipelines.finetune import pictures, tables
 from mamba_seq.pipelines.finetune.dataset import Dataset
 from mamba_seq.pipelines.finetune.predictions import predict_inputs
 from mamba_seq.pipelines.finetune.recipe import FinetuneRecipe
-from mamba_seq.pipelines.finetune.scores import confusion_of, measure
+from mamba_seq.pipelines.finetune.scores import confusion_of, measure, to_json
 from mamba_seq.pipelines.train.card import render_card
 from mamba_seq.pipelines.train.finish import hardware, versions
 from mamba_seq.pipelines.train.folder import METRICS, MODEL, RECIPE, SPLITS, STAGING, remove
@@ -89,7 +89,8 @@ def finish(model: Model, recipe: FinetuneRecipe, dataset: Dataset, run: Path, st
     }
     for name in (RECIPE, SPLITS, METRICS):
         (staging / name).write_bytes((run / name).read_bytes())
-    (staging / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    saved_record = {**record, "results": to_json(table)}
+    (staging / "record.json").write_text(json.dumps(saved_record, indent=2) + "\n", encoding="utf-8")
     (staging / "README.md").write_text(render_card(record, CARD), encoding="utf-8")
     return staging.rename(run / MODEL)
 

@@ -70,6 +70,13 @@ def measure(
     return table
 
 
+def to_json(table: dict[str, dict[str, float]]) -> dict[str, dict[str, float | None]]:
+    """Return the table with None for what no example says, such as an area with one class: JSON has no NaN."""
+    return {
+        name: {key: value if np.isfinite(value) else None for key, value in row.items()} for name, row in table.items()
+    }
+
+
 def confusion_of(targets: Targets, results: Sequence[Any], values: Sequence[Any]) -> NDArray[np.int64] | None:
     """Return counts (labels, labels), truth down, of classes; None for other tasks."""
     if not targets.task.endswith("classification"):
@@ -115,48 +122,44 @@ def _scorer(targets: Targets, results: Sequence[Any], values: Sequence[Any]) -> 
 def _of_classes(found: Tensor, truth: Tensor, classes: int) -> Metrics:
     from torchmetrics.functional import classification as c
 
-    said = found.argmax(dim=1)
-    several = c.multiclass_auroc(found.float(), truth, classes, average="macro", validate_args=False)
+    counts = torch.bincount(truth, minlength=classes)
+    areas = c.multiclass_auroc(found.float(), truth, classes, average=None, validate_args=False)
+    return {**_of_answers(found.argmax(dim=1), truth, classes), "auroc": _mean(areas, _both(counts, len(truth)))}
+
+
+def _of_answers(said: Tensor, truth: Tensor, classes: int) -> Metrics:
+    from torchmetrics.functional import classification as c
+
+    recalls = c.multiclass_accuracy(said, truth, classes, average=None, validate_args=False)
     return {
         "accuracy": _accuracy(said, truth),
-        "balanced_accuracy": c.multiclass_accuracy(said, truth, classes, average="macro", validate_args=False).item(),
+        "balanced_accuracy": _mean(recalls, torch.bincount(truth, minlength=classes) > 0),
         "f1_macro": c.multiclass_f1_score(said, truth, classes, average="macro", validate_args=False).item(),
         "mcc": _mcc(said, truth, classes),
-        "auroc": several.item(),
     }
 
 
 def _of_labels(found: Tensor, truth: Tensor, labels: int) -> Metrics:
     from torchmetrics.functional import classification as c
 
-    found = found.float()
+    # as two classes where there is one label, which torchmetrics does not take for several
+    said, counts = found >= 0.5, truth.sum(dim=0)
+    scores = [
+        torch.stack([score(found[:, k].float(), truth[:, k], validate_args=False) for k in range(labels)])
+        for score in (c.binary_f1_score, c.binary_auroc, c.binary_average_precision)
+    ]
+    micro = c.binary_f1_score(said.long().flatten(), truth.flatten(), validate_args=False).item()
+    table = {"f1_micro": micro, "f1_macro": _mean(scores[0], (counts > 0) | said.any(dim=0))}
     if labels == 1:
-        return {
-            "f1_micro": c.binary_f1_score(found[:, 0], truth[:, 0]).item(),
-            "auroc": c.binary_auroc(found[:, 0], truth[:, 0]).item(),
-            "average_precision": c.binary_average_precision(found[:, 0], truth[:, 0]).item(),
-        }
-    return {
-        "f1_micro": c.multilabel_f1_score(found, truth, labels, average="micro", validate_args=False).item(),
-        "f1_macro": c.multilabel_f1_score(found, truth, labels, average="macro", validate_args=False).item(),
-        "auroc": c.multilabel_auroc(found, truth, labels, average="macro", validate_args=False).item(),
-        "average_precision": c.multilabel_average_precision(
-            found, truth, labels, average="macro", validate_args=False
-        ).item(),
-    }
+        del table["f1_macro"]
+    precision = _mean(scores[2], counts > 0)
+    return {**table, "auroc": _mean(scores[1], _both(counts, len(truth))), "average_precision": precision}
 
 
 def _of_confusion(counts: NDArray[np.int64], classes: int) -> Metrics:
     said = torch.arange(classes).repeat(classes).repeat_interleave(torch.tensor(counts.ravel()))
     truth = torch.arange(classes).repeat_interleave(torch.tensor(counts.sum(axis=1)))
-    from torchmetrics.functional import classification as c
-
-    return {
-        "accuracy": _accuracy(said, truth),
-        "balanced_accuracy": c.multiclass_accuracy(said, truth, classes, average="macro", validate_args=False).item(),
-        "f1_macro": c.multiclass_f1_score(said, truth, classes, average="macro", validate_args=False).item(),
-        "mcc": _mcc(said, truth, classes),
-    }
+    return _of_answers(said, truth, classes)
 
 
 def _of_numbers(said: NDArray[np.float64], true: NDArray[np.float64], labels: Sequence[str]) -> Metrics:
@@ -202,6 +205,19 @@ def _error_rates(said: Sequence[str], true: Sequence[str]) -> Metrics:
 def _rates(counts: NDArray[Any]) -> Metrics:
     sums = counts.sum(axis=0)
     return {"word_error_rate": float(sums[0] / sums[1]), "character_error_rate": float(sums[2] / sums[3])}
+
+
+def _both(counts: Tensor, of: int) -> Tensor:
+    """Return which classes some examples have and some do not: without both there is no area under a curve."""
+    return (counts > 0) & (counts < of)
+
+
+def _mean(scores: Tensor, there: Tensor) -> float:
+    """Average the scores of the classes that are there, NaN for none.
+
+    torchmetrics counts 0 for a class that the examples lack, as those of few members do in a test split or a sample.
+    """
+    return scores[there].double().mean().item() if bool(there.any()) else float("nan")
 
 
 def _accuracy(said: Tensor, truth: Tensor) -> float:

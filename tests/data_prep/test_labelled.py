@@ -145,6 +145,16 @@ def test_folders(tmp_path: Path) -> None:
     sound = read(tmp_path / "s", sample_rate=4000)
     assert (sound.codec, sound.sample_rate) == ("mu-law-8bit-minmax", 4000)
     assert [(e.length, e.group) for e in sound.examples] == [(40, "a"), (40, "a")]
+    write(tmp_path / "s/low/b.wav", "no sound")
+    write(tmp_path / "s/low/c.flac", "")
+    damaged = read(tmp_path / "s", sample_rate=4000)
+    assert [e.id for e in damaged.examples] == [e.id for e in sound.examples]
+    assert "2 sound files cannot be used and are left out: " in damaged.warnings[0]
+    assert "b.wav is not sound" in damaged.warnings[0]
+    assert "c.flac is empty" in damaged.warnings[0]
+    (tmp_path / "s/low/a_nohash_0.wav").unlink()
+    with pytest.raises(TooFewData, match=r"low has no sound file that can be read, the first: .*b\.wav is not sound"):
+        read(tmp_path / "s", sample_rate=4000)
     assert [np.shape(e.sequence) for e in read(tmp_path / "n").examples] == [(5, 2), (5, 2)]
 
 

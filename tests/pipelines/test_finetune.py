@@ -229,6 +229,36 @@ def test_one_answer_for_all_has_no_correlation(ones: int) -> None:
     assert scores._mcc(truth, truth, 2) == pytest.approx(1)
 
 
+@pytest.mark.filterwarnings("ignore:No .* samples")
+def test_classes_that_the_examples_lack_do_not_count() -> None:
+    import torch
+
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, 60)  # of five classes
+    found = rng.random((60, 5))
+    found[np.arange(60), truth] += 0.6
+    found /= 2
+    classes = scores._of_classes(torch.tensor(found), torch.tensor(truth), 5)
+    areas = [metrics.roc_auc_score(truth == k, found[:, k]) for k in range(3)]
+    recalls = [(found.argmax(1) == truth)[truth == k].mean() for k in range(3)]
+    assert set(found.argmax(1)) - set(truth)  # some are taken for a class that is not there
+    assert classes["auroc"] == pytest.approx(np.mean(areas), abs=1e-5)
+    assert classes["balanced_accuracy"] == pytest.approx(np.mean(recalls), abs=1e-5)
+    several = np.stack([truth == 0, truth == 1, truth == 4, truth < 3], axis=1).astype(int)  # none and all of two
+    labels = scores._of_labels(torch.tensor(found[:, :4]), torch.tensor(several), 4)
+    said = found[:, :4] >= 0.5
+    f1 = [metrics.f1_score(several[:, k], said[:, k]) for k in range(4) if several[:, k].any() or said[:, k].any()]
+    assert labels["f1_micro"] == pytest.approx(metrics.f1_score(several, said, average="micro"), abs=1e-5)
+    assert labels["f1_macro"] == pytest.approx(np.mean(f1), abs=1e-5)
+    assert labels["auroc"] == pytest.approx(np.mean(areas[:2]), abs=1e-5)
+    precision = [metrics.average_precision_score(several[:, k], found[:, k]) for k in (0, 1, 3)]
+    assert labels["average_precision"] == pytest.approx(np.mean(precision), abs=1e-5)
+    nothing = scores._of_labels(torch.tensor(found[:, :1]), torch.zeros(60, 1, dtype=torch.int64), 1)
+    assert np.isnan(nothing["auroc"])
+    assert scores.to_json({"auroc": {"value": nothing["auroc"], "low": 0.5}}) == {"auroc": {"value": None, "low": 0.5}}
+
+
 def test_what_is_taken_over_learns_more_slowly_the_deeper_it_is() -> None:
     backbone = MambaConfig(d_model=8, n_layer=2, d_state=2)
     config = ModelConfig(
