@@ -12,8 +12,10 @@ from mamba_seq.heads import Model
 from mamba_seq.loading import from_pretrained
 from mamba_seq.pipelines.models import locate_model
 
-NOT_OF_THE_WEIGHTS = {"context", "max_windows", "calibration", "taxonomy", "mamba_seq_version"}
-NOT_OF_THE_WEIGHTS |= {"label_dropout", "guidance"}
+NOT_OF_THE_WEIGHTS = {
+    *("context", "max_windows", "calibration", "taxonomy", "mamba_seq_version"),  # how it is read, and by what
+    *("label_dropout", "guidance"),  # no class is no parameter
+}
 """Fields of a config that may differ."""
 NOT_OF_THE_BLOCKS = {"dropout", "residual_in_fp32", "dt_min", "dt_max"}
 """The same of a backbone's config."""
