@@ -21,9 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mamba_seq import Backbone, MambaConfig
+from mamba_seq import Backbone, LanguageModel, MambaConfig, ModelConfig, SaShiMiConfig
+from mamba_seq.counted import Drawing
 from mamba_seq.kernels import causal_conv1d, causal_conv1d_update, selective_scan, selective_state_update
 from mamba_seq.kernels._dispatch import implementation
+from mamba_seq.waveform_decoding import WaveformDecoder
 
 FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SCANS: dict[str, dict[str, Any]] = {
@@ -69,6 +71,11 @@ STACKS: dict[str, dict[str, Any]] = {
     "blocks, batch 1": {"B": 1, "width": 40},
     "blocks, bf16": {"B": 3, "width": 72, "dtype": "bf16"},
 }
+CLIPS: dict[str, dict[str, Any]] = {
+    # the step of a U-Net, drawing included; on a GPU in a graph, as clips are generated
+    "clips": {"B": 3, "pool": [2, 4]},
+    "clips, guided, bf16": {"B": 2, "pool": [4, 4], "guidance": 2.0, "dtype": "bf16"},
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -92,7 +99,7 @@ def cases(device: str) -> Iterator[tuple[str, Callable[[], dict[str, Tensor]]]]:
     """Yield names and what runs them, which returns outputs and gradients by name."""
     for name, case in SCANS.items():
         yield name, lambda case=case, name=name: run_scan(device, gluon=name.startswith("gluon"), **case)
-    for sizes, run in ((CONVOLUTIONS, run_convolution), (STEPS, run_step), (STACKS, run_stack)):
+    for sizes, run in ((CONVOLUTIONS, run_convolution), (STEPS, run_step), (STACKS, run_stack), (CLIPS, run_clips)):
         for name, case in sizes.items():
             yield name, lambda run=run, case=case: run(device, **case)
 
@@ -202,6 +209,20 @@ def run_stack(device: str, B: int, width: int, dtype: str = "fp32") -> dict[str,
         y, states = stack(hidden, return_state=True)
         found |= {"y": y, "step": stack.step(hidden[:, -1], states)}
     return found | {f"state {i}": state.ssm for i, state in enumerate(states)}
+
+
+def run_clips(device: str, B: int, pool: list[int], guidance: float = 1.0, dtype: str = "fp32") -> dict[str, Tensor]:
+    """Draw 33 levels of each clip, each from all before it."""
+    torch.manual_seed(B)
+    backbone = SaShiMiConfig(d_model=24, n_layer=1, pool=pool, norm="layer")
+    config = ModelConfig(
+        task="language-model", backbone=backbone, vocab_size=40, labels=["low", "high"], label_dropout=0.1
+    )
+    model = LanguageModel(config).eval().to(device, FLOATS[dtype])
+    drawing = Drawing(0.9, 20, 0.95, seed=1, guidance=guidance)
+    decoder = WaveformDecoder(model, silence=20)
+    levels, likelihood = decoder.start(range(B), drawing, [i % 2 for i in range(B)]).advance(33)
+    return {"levels": levels, "likelihood": likelihood}
 
 
 class Draw:

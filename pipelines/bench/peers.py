@@ -52,7 +52,7 @@ class Peer:
     slices: bool = False
     """Whether its backward pass grows with the square of the length, as a loop over slices does."""
     longest: int | None = None
-    """Most steps, where more would take seconds."""
+    """Most steps, where more would take many seconds."""
     on_cpu: bool = False
     """Whether it computes on the CPU, wherever the case is."""
     float32_inside: bool = True
@@ -71,7 +71,7 @@ class Peer:
         """Say why a case is not for this peer; None when it is."""
         longest = LONGEST_LOOP[case.device.type] if self.loops else self.longest
         if longest is not None and longest < case.L:
-            return f"more than {longest:,} steps would take seconds"
+            return f"more than {longest:,} steps would take many seconds"
         if self.slices and direction == "backward" and case.L * case.updates > MOST_SLICED[case.device.type]:
             return "its time grows with the square of the length, and would be many seconds"
         needed = self.copies[DIRECTIONS.index(direction)] * 4 * case.updates
@@ -223,7 +223,7 @@ _MAMBAPY = "pip install mambapy"
 
 PEERS: Final[tuple[Peer, ...]] = (
     Peer("mamba_ssm", "selective_scan", mamba_ssm_scan, "selective_scan_cuda", _MAMBA_SSM, cuda_only=True),
-    Peer("FlashAttention", "selective_scan", flash_attention, longest=2**18, same_function=False),
+    Peer("FlashAttention", "selective_scan", flash_attention, longest=2**20, same_function=False),
     Peer(
         *("transformers", "selective_scan", transformers_scan, "transformers", _TRANSFORMERS),
         copies=(4, 10),

@@ -180,7 +180,7 @@ def test_what_a_peer_cannot_do() -> None:
     assert "its states would take 1,099 GB" in str(by_name["mambapy"].too_much(long, "forward")).replace(
         "1100", "1,099"
     )
-    assert "more than 262,144 steps" in str(by_name["FlashAttention"].too_much(long, "forward"))
+    assert "more than 1,048,576 steps" in str(by_name["FlashAttention"].too_much(long, "forward"))
     assert "not heads of 64" in str(by_name["FlashAttention"].too_much(long._replace(L=8, D=100), "forward"))
     assert "square of the length" in str(by_name["transformers"].too_much(long._replace(L=4096), "backward"))
     assert by_name["torch loop"].too_much(long._replace(L=512), "backward") is None
