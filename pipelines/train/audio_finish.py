@@ -107,6 +107,7 @@ def make_record(
         "summary": recipe.summary,
         "labels": data.labels if recipe.conditional else [],
         "label_dropout": recipe.data.label_dropout,
+        "contrast": recipe.contrast,
         "guidance": recipe.guidance,
         "data_source": recipe.data_source,
         "data_licence": recipe.data_licence,
