@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from mamba_seq.config import ModelConfig, SaShiMiConfig
 from mamba_seq.counted import Drawing
 from mamba_seq.heads.language_model import LanguageModel
+from mamba_seq.pipelines.bench.table import about
 from mamba_seq.waveform_decoding import WaveformDecoder
 
 V, SILENCE = 256, 128
@@ -135,12 +136,12 @@ def main() -> None:
     device = torch.device(parser.parse_args().device)
     on_gpu = device.type == "cuda"
     check(device)
-    name = torch.cuda.get_device_name(device) if on_gpu else f"{torch.get_num_threads()} threads"
+    machine = about(device)
     model = sc09(device, torch.bfloat16 if on_gpu else torch.float32)
     rows: list[dict[str, object]] = []
 
     def note(what: str, batch: int, context: int, speed: float) -> None:
-        rows.append({"device": name, "what": what, "batch": batch, "context": context, "samples_per_s": round(speed)})
+        rows.append({"what": what, "batch": batch, "context": context, "samples_per_s": round(speed), **machine})
         print(f"{what:32} batch {batch:5} context {context:6}: {speed:12,.0f} samples/s", flush=True)
 
     fast = "graph" if on_gpu else "compiled"
@@ -155,7 +156,7 @@ def main() -> None:
                 fits = min(batch, int(MOST_CACHE / (8 * 2 * context * 256 * 2)))
                 note("Transformer, KV cache, graph", fits, context, measure_transformer(fits, context, device))
                 torch.cuda.empty_cache()
-    short = re.sub(r"\W+", "_", name.lower()).strip("_") if on_gpu else "cpu"
+    short = re.sub(r"\W+", "_", str(machine["gpu"]).lower()).strip("_") if on_gpu else "cpu"
     path = Path(__file__).parent / "results" / f"audio_generate_{short}.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))

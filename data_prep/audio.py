@@ -70,6 +70,12 @@ class AudioDataConfig:
     label_dropout: float = 0.0
     """Part of the training clips whose class is left out, so that a conditional model also knows what clips of no class
     are like, and generate can guide it away from them. Held-out clips keep theirs."""
+    speed: float = 0.0
+    """Play every training clip up to this part faster or slower, 0.1 for 10 %, so that it is learnt less by heart."""
+    flip: bool = False
+    """Turn half of the training clips upside down, for the same end: nobody hears it."""
+    skip: int = 0
+    """Leave up to so many samples out at the beginning of files that are no longer than a clip, for the same end."""
     draw: Draw = "file"
     """Draw clips file after file (file), every place equally likely (length), or a class first (label)."""
     validation_clips: int = 256
@@ -90,10 +96,10 @@ class AudioDataConfig:
         for name in ("sample_rate", "length", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("validation_clips", "test_clips", "workers"):
+        for name in ("validation_clips", "test_clips", "workers", "skip"):
             if getattr(self, name) < 0:
                 raise ValueError(f"data.{name} is {getattr(self, name)}, expected 0 or more")
-        for name in ("test_fraction", "validation_fraction", "label_dropout"):
+        for name in ("test_fraction", "validation_fraction", "label_dropout", "speed"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"data.{name} is {getattr(self, name)}, expected 0 or more, below 1")
         if len(set(self.labels)) != len(self.labels):
@@ -181,6 +187,9 @@ class AudioData(L.LightningDataModule):
             config.draw,
             config.seed,
             config.label_dropout,
+            config.speed,
+            config.flip,
+            config.skip,
         )
         return ClipBatches(
             clips, config.length, self.codec.silence, config.batch_size, start_step, rank, world_size, config.learn_end

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from mamba_seq.data_prep.audio_augment import Variation, draw_variation
 from mamba_seq.data_prep.audio_files import AudioFile, Skipped
 from mamba_seq.data_prep.audio_io import read_audio
 from mamba_seq.data_prep.codecs import Codec, Levels, Samples
@@ -138,6 +139,9 @@ class TrainingClips(Dataset[Clip]):
             any other; "label": a class, then a file of it.
         seed: Chooses all of it.
         label_dropout: Part of the clips that come without their class.
+        speed: The most by which clips are played faster or slower, 0.1 for 10 %.
+        flip: Turn half of the clips upside down.
+        skip: The most samples that are left out at the beginning of a file that is no longer than a clip.
 
     Raises:
         TooFewData: There is no file.
@@ -153,6 +157,9 @@ class TrainingClips(Dataset[Clip]):
         draw: Draw = "file",
         seed: int = 0,
         label_dropout: float = 0.0,
+        speed: float = 0.0,
+        flip: bool = False,
+        skip: int = 0,
     ) -> None:
         if not len(indices):
             raise TooFewData("there is no sound file to train on; hold out smaller parts, or add files")
@@ -164,6 +171,7 @@ class TrainingClips(Dataset[Clip]):
         self._length = length
         self._draw = draw
         self._label_dropout = label_dropout
+        self._speed, self._flip, self._skip = speed, flip, skip
         places = np.maximum(1, sounds.lengths[self._indices] - length + 1)
         self._cumulative = np.cumsum(places.astype(np.float64))
         own = np.array([labels[i] for i in self._indices])
@@ -177,13 +185,19 @@ class TrainingClips(Dataset[Clip]):
             index = self._file(rng, number, attempt)
             spare = int(self._sounds.lengths[index]) - self._length
             start = int(rng.integers(spare + 1)) if spare > 0 else 0
-            samples = self._sounds.read(index, start, self._length)
+            variation = self._variation(number, cut=spare > 0)
+            samples = self._sounds.read(index, start, variation.needs(self._length))
             if samples is not None:
-                return Clip(self._codec.encode(samples), NO_LABEL if self._is_untold(number) else self._labels[index])
+                levels = self._codec.encode(variation.of(samples, self._length))
+                return Clip(levels, NO_LABEL if self._is_untold(number) else self._labels[index])
         raise TooFewData(
             f"{TRIES} sound files in a row could not be read, {self._sounds.files[index].path} the last; "
             "see the warnings before this, and take the damaged files away"
         )
+
+    def _variation(self, number: int, cut: bool) -> Variation:
+        rng = np.random.default_rng((self.seed, number, 3))
+        return draw_variation(rng, self._speed, self._flip, 0 if cut else self._skip)
 
     def _is_untold(self, number: int) -> bool:
         # numbers of its own: the clips are those of a run without

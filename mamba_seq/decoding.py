@@ -9,8 +9,10 @@ Shapes: B batch, V vocabulary, n new tokens.
 """
 
 import contextlib
+import gc
 import logging
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -244,8 +246,15 @@ class Captured:
                     for _ in range(WARM_UP):  # kernels are compiled and libraries set up outside of the graph
                         step()
                 torch.cuda.current_stream().wait_stream(stream)
-                with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-                    step()
+                try:
+                    with (
+                        without_collection(),
+                        torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"),
+                    ):
+                        step()
+                except RuntimeError:
+                    end_capture(stream, random)
+                    raise
                 # a graph has addresses only: what they belong to lives as long as it does
                 self._kept = (changed, model, prepared_steps(model))
             finally:
@@ -259,6 +268,29 @@ class Captured:
     def reset(self) -> None:
         """Give the graph's memory back."""
         self._graph.reset()
+
+
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    """Keep Python from collecting cycles meanwhile: an earlier graph that is freed inside of a capture ends it."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def end_capture(stream: torch.cuda.Stream, random: torch.Generator | None) -> None:
+    """Give random numbers back after a capture that failed: generators count for its graph until one is ended."""
+    graph = torch.cuda.CUDAGraph()
+    if random is not None:
+        graph.register_generator_state(random)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The CUDA Graph is empty")
+        with torch.cuda.stream(torch.cuda.current_stream(stream.device)), torch.cuda.graph(graph, stream=stream):
+            pass
 
 
 def capture_stream(device: torch.device) -> torch.cuda.Stream:

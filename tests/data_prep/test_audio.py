@@ -13,6 +13,7 @@ import soundfile
 import torch
 
 from mamba_seq.data_prep.audio import AudioData, AudioDataConfig
+from mamba_seq.data_prep.audio_augment import Variation
 from mamba_seq.data_prep.audio_clips import AudioBatch, inputs_and_targets
 from mamba_seq.data_prep.codecs import get_codec
 from mamba_seq.data_prep.errors import NoRecords, TooFewData
@@ -122,6 +123,46 @@ def test_classes_are_left_out_of_some_training_clips_alone(digits: Path) -> None
     assert torch.equal(next(iter(some.training_batches(start_step=7))).labels, batches[1][7].labels)
     clips = some.evaluation_clips("train")
     assert all(clips[i].label >= 0 for i in range(len(clips)))
+
+
+def test_training_clips_differ_from_their_recordings_if_asked_for(digits: Path, music: Path) -> None:
+    plain = data(digits)
+    for fields in ({"speed": 0.2}, {"flip": True}, {"skip": 100}):
+        varied = data(digits, **fields)
+        want, found = first(plain, 20), first(varied, 20)
+        assert same(first(varied, 20), found)
+        assert same(first(data(digits, **fields, cache="disk", workers=2), 20), found)
+        assert all(torch.equal(a.labels, b.labels) for a, b in zip(want, found, strict=True))  # of the same files
+        ratios = torch.cat([b.lengths / a.lengths for a, b in zip(want, found, strict=True)])
+        if "speed" in fields:
+            assert 0.82 < ratios.min() < 0.9
+            assert 1.1 < ratios.max() < 1.21
+        elif "skip" in fields:
+            left = torch.cat([a.lengths - b.lengths for a, b in zip(want, found, strict=True)])
+            assert left.min() < 10
+            assert 90 < left.max() <= 100
+        else:
+            assert (ratios == 1).all()
+            # each is a ramp, upwards or downwards
+            rising = torch.cat([batch.levels[:, 300].int() > batch.levels[:, 0].int() for batch in found])
+            assert 0.3 < rising.float().mean() < 0.7
+        assert (varied.evaluation_clips("train")[3].levels == plain.evaluation_clips("train")[3].levels).all()
+    # a stretch of a longer recording is made of as much of it as it needs, and its beginning is anywhere already
+    (batch,) = first(data(music, split="file", draw="length", speed=0.1, skip=500, batch_size=16), 1)
+    assert (batch.lengths[batch.lengths < 1000] >= 900).all()
+    assert (batch.lengths == 1000).sum() > 8
+
+
+@pytest.mark.parametrize(("speed", "frequency"), [(1.1, 550), (0.8, 400)])
+def test_faster_is_higher(speed: float, frequency: float) -> None:
+    variation = Variation(speed)
+    tone = np.sin(2 * np.pi * 500 * np.arange(variation.needs(8000)) / 16000).astype(np.float32)
+    clip = variation.of(tone, 8000)
+    assert clip.dtype == np.float32
+    assert len(clip) == 8000
+    assert np.abs(np.fft.rfft(clip * np.hanning(8000))).argmax() * 2 == frequency
+    assert len(variation.of(tone[:0], 8000)) == 0
+    assert len(Variation(skip=10).of(tone[:4], 8000)) == 2
 
 
 def test_chunks_of_long_files(music: Path) -> None:
@@ -237,6 +278,8 @@ def test_collections_together(digits: Path, music: Path, tmp_path: Path) -> None
         ("codec", "vinyl", "unknown codec 'vinyl'"),
         ("labels", ["a", "a"], "has a name twice"),
         ("workers", -1, r"data\.workers is -1"),
+        ("skip", -1, r"data\.skip is -1"),
+        ("speed", 1.0, r"data\.speed is 1\.0, expected 0 or more, below 1"),
     ],
 )
 def test_bad_configs_are_named(field: str, value: Any, message: str) -> None:

@@ -243,6 +243,7 @@ def test_what_cannot_be_captured_runs_step_by_step(caplog: pytest.LogCaptureFixt
     with mock.patch("mamba_seq.backbone.fused_step", return_value=None):
         got = model.generate(prompts, 40, generator=3)
     assert "its step cannot be captured" in caplog.text
+    torch.rand(1, device="cuda")  # the generator does not wait for the graph that was never made
     assert (got == want).float().mean() > 0.5  # the separate operators round elsewhere
 
 
