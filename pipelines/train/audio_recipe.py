@@ -47,8 +47,8 @@ class AudioRecipe(BaseRecipe):
             )
         if not (math.isfinite(self.contrast) and self.contrast >= 0) or (self.contrast and not self.conditional):
             raise ValueError(
-                f"contrast is {self.contrast}, expected a number of at least 0, and 0 unless the recipe is conditional: "
-                "it is one of classes"
+                f"contrast is {self.contrast}, expected a number of at least 0, and 0 unless the recipe is "
+                "conditional: it is one of classes"
             )
         if not (math.isfinite(self.guidance) and self.guidance >= 0):
             raise ValueError(f"guidance is {self.guidance}, expected a number of at least 0")
