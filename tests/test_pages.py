@@ -36,7 +36,7 @@ def test_the_commands_of_finetune_run(folder: Path, capfd: pytest.CaptureFixture
     assert float(head[1].split("\t")[1]) > 0.9
     table = (folder / "boxes.tsv").read_text()
     assert table.startswith("id\tlength\tstatus\ttruth\tprediction\tprobability\tp:box\tp:none")
-    for name in ("boxes", "chains", "sensor", "from_zoo"):
+    for name in ("boxes", "chains", "sensor", "numbers", "from_zoo"):
         assert (folder / name / "model" / "README.md").is_file()
 
 
