@@ -14,11 +14,11 @@ from mamba_seq.data_prep.audio_clips import (
     ClipBatches,
     Draw,
     EvaluationClips,
-    Sounds,
     TrainingClips,
     collate,
 )
 from mamba_seq.data_prep.audio_files import AudioFile, Layout, Skipped, find_audio, in_order, report
+from mamba_seq.data_prep.audio_sounds import Sounds
 from mamba_seq.data_prep.audio_splits import AudioSplits, By, split_audio
 from mamba_seq.data_prep.codecs import Codec, get_codec
 from mamba_seq.data_prep.errors import TooFewData

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from mamba_seq.data_prep.audio import AudioData, AudioDataConfig
-from mamba_seq.data_prep.audio_clips import Sounds
 from mamba_seq.data_prep.audio_files import Layout
+from mamba_seq.data_prep.audio_sounds import Sounds
 from mamba_seq.data_prep.audio_splits import AudioSplits, By
 from mamba_seq.data_prep.codecs import Samples
 from mamba_seq.data_prep.errors import TooFewData

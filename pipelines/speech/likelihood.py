@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from mamba_seq.data_prep.audio_clips import IGNORED, NO_LABEL, EvaluationClips, Sounds, collate, inputs_and_targets
+from mamba_seq.data_prep.audio_clips import IGNORED, NO_LABEL, EvaluationClips, collate, inputs_and_targets
 from mamba_seq.data_prep.audio_files import AudioFile, detect_layout, find_audio
+from mamba_seq.data_prep.audio_sounds import Sounds
 from mamba_seq.data_prep.codecs import Codec, bits_per_sample, get_codec
 from mamba_seq.data_prep.errors import BadRecord, TooFewData, UnreadableFile
 from mamba_seq.errors import ModelError
