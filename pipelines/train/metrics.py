@@ -52,7 +52,12 @@ class MetricsFile(Logger):
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append a row a value."""
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows((step, name, f"{value:.6g}") for name, value in values.items())
+            csv.writer(file).writerows((step, name, _digits(value)) for name, value in values.items())
+
+
+def _digits(value: float) -> str:
+    """Write six digits, but all of a whole number: windows of 1,048,576 bases are not of 1.04858e+06."""
+    return f"{value:.6g}" if value % 1 else f"{value:.0f}"
 
 
 def read_metrics(path: Path) -> list[tuple[int, str, float]]:

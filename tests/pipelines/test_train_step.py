@@ -87,3 +87,5 @@ def test_a_log_that_was_cut_off_goes_on(tmp_path: Path) -> None:
     assert read_metrics(path) == [(0, "loss", 0.5), (1, "loss", 0.5), (2, "loss", 0.5)]
     MetricsFile(path, 2).log_metrics({"loss": 0.25}, 2)
     assert read_metrics(path) == [(0, "loss", 0.5), (1, "loss", 0.5), (2, "loss", 0.25)]
+    MetricsFile(path, 0).log_metrics({"length": 1_048_576, "loss": 1 / 3}, 0)
+    assert path.read_text().split()[1:] == ["0,length,1048576", "0,loss,0.333333"]
