@@ -151,6 +151,9 @@ def read_labelled(path: str | Path, config: LabelledConfig | None = None) -> Lab
         from mamba_seq.data_prep.labelled_join import join_labels
 
         found = join_labels(found, Path(config.labels_file), config)
+    from mamba_seq.data_prep.labelled_missing import blank_missing
+
+    found = blank_missing(found)
     if not found.examples:
         raise NoRecords(f"{path} holds no example: {found.kind} came, at least one sequence was expected")
     return found

@@ -129,8 +129,8 @@ def _series(path: Path, name: str, label: str, config: LabelledConfig) -> Exampl
         if values.ndim not in (1, 2):
             raise NoRecords(f"{path} is an array {values.shape}, expected (L,) or (L, F): one series")
         return Example(name, values if values.ndim == 2 else values[:, None], (label,), where=str(path))
-    table = read_table(path)
-    columns = [table.columns.index(name) for name in config.values or table.columns if name in table.columns]
+    table = read_table(path, numbers=True)
+    columns = [table.column(name, "values") for name in config.values or table.columns]
     names = [table.columns[c] for c in columns]
     rows = [numbers_of([row[c] for c in columns], table.where(line), names) for line, row in table.rows]
     return Example(name, np.stack(rows), (label,), where=str(path))

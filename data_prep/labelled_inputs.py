@@ -129,7 +129,7 @@ def recognise(texts: Sequence[str]) -> str:
     """Return which alphabet texts are of: "dna", "rna", "protein" or "symbols"."""
     counts: Counter[str] = Counter()
     for text in texts[:SAMPLE]:
-        counts.update(text.upper())
+        counts.update(text.upper().removesuffix("*"))  # a protein ends in its stop where programs write it
     total = sum(counts.values())
     bases = sum(counts[c] for c in BASES)
     if bases >= MOST_OF * total or (set(counts) <= LEGAL and bases >= total / 2):

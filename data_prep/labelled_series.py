@@ -67,7 +67,8 @@ def long_series(table: "Table", config: LabelledConfig, labels: list[int]) -> La
             Example(
                 id=name,
                 sequence=values,
-                label=label if label and all(label) else None,
+                # a position may lack its label where others have one
+                label=label if label and (any(label) if per_position else all(label)) else None,
                 split=found,
                 group=first[group] if group is not None else "",
                 where=table.where(line),

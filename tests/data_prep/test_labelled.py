@@ -10,6 +10,7 @@ import soundfile
 from mamba_seq.data_prep.errors import BadRecord, DataError, NoRecords, NotText, TooFewData, UnreadableFile
 from mamba_seq.data_prep.labelled import Labelled, LabelledConfig, read_labelled
 from mamba_seq.data_prep.labelled_inputs import choose_reader
+from mamba_seq.data_prep.labelled_missing import decimal_commas
 from mamba_seq.data_prep.labelled_report import describe
 from mamba_seq.data_prep.labelled_splits import assign_splits
 from mamba_seq.data_prep.labelled_targets import infer_task, make_targets
@@ -42,6 +43,31 @@ def test_tables_with_all_that_people_do_to_them(tmp_path: Path) -> None:
     headless = read(write(tmp_path / "h.csv", "ACGTACGTAC,1\nCCGTACGTAC,0\n"))
     assert pairs(headless) == [("1", "ACGTACGTAC", ("1",)), ("2", "CCGTACGTAC", ("0",))]
     assert "no line of column names" in headless.warnings[0]
+    spreadsheet = '\ufeffsep=;\r\nSequence;Label\r\nAC,GT;x\r\nCC;"y;z"\r\n'
+    found = read(write(tmp_path / "s.csv", spreadsheet))
+    assert pairs(found) == [("3", "AC,GT", ("x",)), ("4", "CC", ("y;z",))]
+
+
+def test_missing_numbers_are_no_labels(tmp_path: Path) -> None:
+    def labels(text: str, **options: object) -> list[tuple[str, ...] | None]:
+        return [e.label for e in read(write(tmp_path / "t.csv", text), **options).examples]
+
+    assert labels("seq,y\nAC,0.5\nAG,NA\nAT,nan\n") == [("0.5",), None, None]
+    assert labels("seq,y\nAC,0\nAG,NA\nAT,1\n") == [("0",), None, ("1",)]
+    assert labels("seq,y\nAC,EU\nAG,NA\nAT,SA\n") == [("EU",), ("NA",), ("SA",)]  # continents
+    assert labels("seq,y,z\nAC,1,2\nAG,1,n/a\n", label=["y", "z"]) == [("1", "2"), None]
+    steps = "who,x,label\na,1,p\na,2,\na,3,q\nb,1,q\nb,2,q\nb,3,p\n"
+    series = read(write(tmp_path / "s.csv", steps), values=["x"], series="who")
+    assert [e.label for e in series.examples] == [("p", "", "q"), ("q", "q", "p")]
+    targets = make_targets(series, infer_task(series))
+    assert (targets.task, targets.labels, targets.values[0].tolist()) == (
+        "token-classification",
+        ["p", "q"],
+        [0, -100, 1],
+    )
+    commas = read(write(tmp_path / "c.csv", "seq;y\nAC;0,5\nAG;1,25\nAT;2\n"))
+    assert "labels such as '0,5' are names, not numbers" in decimal_commas(commas)[0]
+    assert decimal_commas(series) == decimal_commas(table(tmp_path, ["AC,a", "AG,1"])) == []
 
 
 @pytest.mark.parametrize(
@@ -57,6 +83,7 @@ def test_tables_with_all_that_people_do_to_them(tmp_path: Path) -> None:
         ("sequence,label,split\nACGT,x,later\n", {}, r"line 2: split 'later' came; train, validation"),
         ("sequence,label\n", {}, r"column names and no row"),
         ("  \n", {}, r"is empty"),
+        (",,\n,\n", {}, r"nothing but empty cells"),
         ("sequence,sequence\nA,b\n", {}, r"the column 'sequence' twice"),
         ('sequence,label\n"ACGT,x\n', {}, r"line 2: .*check the quotes"),
     ],
@@ -156,6 +183,16 @@ def test_folders(tmp_path: Path) -> None:
     with pytest.raises(TooFewData, match=r"low has no sound file that can be read, the first: .*b\.wav is not sound"):
         read(tmp_path / "s", sample_rate=4000)
     assert [np.shape(e.sequence) for e in read(tmp_path / "n").examples] == [(5, 2), (5, 2)]
+    write(tmp_path / "c/a/1.csv", "0.5,0.5\n2,1\n")
+    write(tmp_path / "c/b/1.csv", "X,y\n3,4\n")
+    bare, named = read(tmp_path / "c").examples
+    assert np.asarray(bare.sequence).tolist() == [[0.5, 0.5], [2, 1]]
+    assert np.asarray(named.sequence).tolist() == [[3, 4]]
+    (tmp_path / "c/a/1.csv").unlink()
+    write(tmp_path / "c/a/2.csv", "t,x\n0,5\n")
+    assert np.asarray(read(tmp_path / "c", values=["x"]).examples[0].sequence).tolist() == [[5]]
+    with pytest.raises(BadRecord, match=r"2.csv has the columns 't', 'x'; 'y' was expected as values"):
+        read(tmp_path / "c", values=["x", "y"])
 
 
 def test_bed_takes_strand_flank_and_either_name_of_a_chromosome(tmp_path: Path) -> None:
@@ -240,6 +277,7 @@ def test_series(tmp_path: Path) -> None:
         (["ACGTN", "acgr"], "dna"),
         (["ACGU"], "rna"),
         (["MKVLAWDEFGHIKSTPQRY"], "protein"),
+        (["MKVLAWDEFG*", "HIKSTPQRY*"], "protein"),
         (["abAB[]"], "symbols:AB[]ab"),
         (["1 2 3", "4 0"], None),
     ],
