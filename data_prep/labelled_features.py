@@ -9,19 +9,21 @@ from Bio.Seq import UndefinedSequenceError
 from mamba_seq.data_prep.compression import open_input
 from mamba_seq.data_prep.errors import BadRecord, NoRecords
 from mamba_seq.data_prep.labelled import Example, Labelled, LabelledConfig
+from mamba_seq.data_prep.labelled_intervals import by_stretches
 
 
 def read_features(path: Path, config: LabelledConfig) -> Labelled:
     """Read the features with the qualifier; without one, whole records, with no label.
 
-    A feature that lies on a "-" strand is reverse-complemented, one of several parts joined. The record is the group.
+    A feature that lies on a "-" strand is reverse-complemented, one of several parts joined. The record is the group;
+    features of a single record have groups of `by_stretches`.
 
     Raises:
         DataError: The file is damaged, has no sequence, or no such feature.
     """
     with open_input(path) as file:
         text = io.StringIO(file.read().decode("utf-8", "replace"))
-    examples, qualifiers = [], set[str]()
+    examples, places, qualifiers = [], list[int](), set[str]()
     try:
         for record in SeqIO.parse(text, "genbank"):
             whole = str(record.seq)
@@ -40,6 +42,7 @@ def read_features(path: Path, config: LabelledConfig) -> Labelled:
                 letters = whole if feature.type == "source" else str(feature.extract(record.seq))
                 where = f"{path}, {record.id} {feature.type} {place}"
                 name = f"{record.id}:{feature.type}:{place}".replace(" ", "")
+                places.append(int(feature.location.start))
                 examples.append(Example(name, letters, (label[0].strip(),), group=record.id, where=where))
     except UndefinedSequenceError as error:
         raise BadRecord(f"{path} has records without a sequence under ORIGIN; export it with its sequence") from error
@@ -50,4 +53,8 @@ def read_features(path: Path, config: LabelledConfig) -> Labelled:
             f"{path} has no {config.feature or 'feature'} with the qualifier {config.qualifier!r}; those there have "
             f"{', '.join(sorted(qualifiers)[:12]) or 'none'}"
         )
-    return Labelled("GenBank features" if config.qualifier is not None else "GenBank records", examples)
+    if config.qualifier is None:
+        return Labelled("GenBank records", examples)
+    found = Labelled("GenBank features", examples)
+    by_stretches(found, places)
+    return found

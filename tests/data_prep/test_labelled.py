@@ -215,6 +215,11 @@ def test_bed_takes_strand_flank_and_either_name_of_a_chromosome(tmp_path: Path) 
     ):
         with pytest.raises(BadRecord, match=message):
             read(write(tmp_path / "c.bed", line + "\n"), reference=str(reference))
+    many = "".join(f"chr1\t{7 * i % 8}\t{7 * i % 8 + 1 + i % 2}\t{'ab'[i % 2]}\n" for i in range(4))
+    alone = read(write(tmp_path / "d.bed", many), reference=str(reference))
+    assert [e.group for e in alone.examples] == ["chr1:0", "chr1:75", "chr1:50", "chr1:25"]
+    grouped = "#chrom\tstart\tend\tlabel\tgroup\nchr1\t2\t4\tq\tg\nchr1\t5\t6\tr\tg\n"
+    assert {e.group for e in read(write(tmp_path / "e.bed", grouped), reference=str(reference)).examples} == {"g"}
     with pytest.raises(DataError, match="name the FASTA file they lie on with --reference"):
         read(bed)
 
@@ -241,9 +246,12 @@ def test_genbank_features(tmp_path: Path) -> None:
     path = write(tmp_path / "a.gb", GENBANK)
     found = read(path, qualifier="product")
     assert [(str(e.sequence).upper(), e.label, e.group) for e in found.examples] == [
-        ("AAACCC", ("alpha",), "TEST1.1"),
-        ("CGTCCC", ("beta",), "TEST1.1"),
+        ("AAACCC", ("alpha",), "TEST1.1:0"),
+        ("CGTCCC", ("beta",), "TEST1.1:50"),
     ]
+    assert "all examples lie on one sequence, so splits part stretches" in found.warnings[0]
+    two = read(write(tmp_path / "two.gb", GENBANK + GENBANK.replace("TEST1", "TEST2")), qualifier="product")
+    assert [e.group for e in two.examples] == ["TEST1.1", "TEST1.1", "TEST2.1", "TEST2.1"]
     with pytest.raises(NoRecords, match="no gene with the qualifier 'product'"):
         read(path, qualifier="product", feature="gene")
     with pytest.raises(NoRecords, match="those there have organism, product"):
