@@ -2,6 +2,7 @@
 
     folder of folders        a class a folder: FASTA, sound, or series (.npy, .csv)
     folder of tables         train.csv, dev.csv, test.csv: the file's name is the split
+    folder of files          FASTA, sound, .npy, or .csv with `values`: without labels, but for a table's or a header's
     .csv .tsv .txt .parquet  a table with a column of sequences, or columns of numbers (`labelled_tables`)
     .bed                     intervals of a reference (`labelled_intervals`)
     .npy                     series (rows, L) or (rows, L, F)

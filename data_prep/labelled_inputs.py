@@ -95,6 +95,9 @@ def choose_reader(examples: Sequence[Example], asked: str | None = None) -> Read
     """
     first = examples[0].sequence
     if not isinstance(first, str) and first.dtype.kind in "iu":
+        below = any(int(np.min(e.sequence, initial=0)) < 0 for e in examples if not isinstance(e.sequence, str))
+        if below or asked == "numbers":  # a token is never negative, a reading may be
+            return numeric_reader([np.asarray(e.sequence)[:, None] for e in examples])
         return Reader(vocab_size=1 + max(int(np.max(e.sequence, initial=0)) for e in examples))
     texts = [e.sequence for e in examples if isinstance(e.sequence, str)]
     if (

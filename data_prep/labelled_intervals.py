@@ -109,8 +109,8 @@ def by_stretches(found: Labelled, places: list[int]) -> None:
     found.examples = [dataclasses.replace(e, group=f"{e.group}:{number[i]}") for i, e in enumerate(found.examples)]
     stretches = len(set(number.values()))
     found.warnings.append(
-        f"all examples lie on one sequence, so splits part stretches of neighbours ({stretches} of them): what overlaps "
-        "at their ends may stand in two splits"
+        f"all examples lie on one sequence, so splits part stretches of neighbours ({stretches} of them): what "
+        "overlaps at their ends may stand in two splits"
     )
 
 

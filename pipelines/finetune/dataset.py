@@ -9,6 +9,7 @@ from typing import Any
 from mamba_seq.config import ModelConfig
 from mamba_seq.data_prep.errors import NoRecords, TooFewData
 from mamba_seq.data_prep.labelled import Example, Labelled, LabelledConfig, read_labelled
+from mamba_seq.data_prep.labelled_folders import WITHOUT_CLASSES
 from mamba_seq.data_prep.labelled_inputs import Inputs, Reader, choose_reader
 from mamba_seq.data_prep.labelled_missing import decimal_commas
 from mamba_seq.data_prep.labelled_report import describe
@@ -77,6 +78,11 @@ def prepare(recipe: FinetuneRecipe, start: ModelConfig | None) -> Dataset:
     task = recipe.task or infer_task(data)
     data, warnings = usable(data, labelled=task != "language-model")
     if recipe.task is None and task == "language-model":
+        if data.kind.startswith(WITHOUT_CLASSES):
+            raise NoRecords(
+                f"{recipe.data_path} is {data.kind}: put the files of each class into a folder of its name, or give "
+                "labels in a table with --labels-file"
+            )
         warnings.append(f"no label was found in {recipe.data_path}, so the next token is learnt; {WHERE_LABELS}")
     elif not task.endswith("regression"):
         warnings += decimal_commas(data)

@@ -183,6 +183,14 @@ def test_folders(tmp_path: Path) -> None:
     with pytest.raises(TooFewData, match=r"low has no sound file that can be read, the first: .*b\.wav is not sound"):
         read(tmp_path / "s", sample_rate=4000)
     assert [np.shape(e.sequence) for e in read(tmp_path / "n").examples] == [(5, 2), (5, 2)]
+    np.save(tmp_path / "n/low/b.npy", np.zeros((4, 2)))
+    labels = write(tmp_path / "n.tsv", "id\tlabel\na.npy\tx\nb.npy\ty\n")
+    assert [(e.id, e.label) for e in read(tmp_path / "n/low").examples] == [("a.npy", None), ("b.npy", None)]
+    assert [e.label for e in read(tmp_path / "n/low", labels_file=str(labels)).examples] == [("x",), ("y",)]
+    assert pairs(read(tmp_path / "f/rich")) == [("x", "GC", None), ("y", "GG", None)]
+    write(tmp_path / "t/1.csv", "sequence,label\nAC,x\n")
+    with pytest.raises(NoRecords, match="neither class folders nor tables named train, dev and test"):
+        read(tmp_path / "t")
     write(tmp_path / "c/a/1.csv", "0.5,0.5\n2,1\n")
     write(tmp_path / "c/b/1.csv", "X,y\n3,4\n")
     bare, named = read(tmp_path / "c").examples
@@ -297,6 +305,15 @@ def test_alphabets_are_recognised(sequences: list[str], alphabet: str | None, tm
     assert reader.alphabet == alphabet
     codes = [reader.encode(e) for e in examples]
     assert max(c.max() for c in codes) < (reader.vocab_size or 0)
+
+
+def test_whole_numbers_are_tokens_unless_negative_or_said_otherwise(tmp_path: Path) -> None:
+    for low, asked, features in ((0, None, None), (-2, None, 1), (0, "numbers", 1)):
+        np.save(tmp_path / "a.npy", np.arange(low, low + 6).reshape(2, 3))
+        examples = read(tmp_path / "a.npy").examples
+        reader = choose_reader(examples, asked)
+        assert reader.input_features == features
+        assert len(reader.encode(examples[1])) == 3
 
 
 def test_a_wrong_letter_is_named_with_its_position(tmp_path: Path) -> None:
