@@ -86,6 +86,8 @@ def read_npy(path: Path, config: LabelledConfig) -> Labelled:
     array = load_npy(path)
     if array.ndim not in (2, 3):
         raise BadRecord(f"{path} is an array {array.shape}, expected (rows, L) or (rows, L, F)")
+    if array.dtype.kind not in "biuf":
+        raise BadRecord(f"{path} is an array of {array.dtype}, numbers were expected")
     if array.dtype.kind in "iu" and array.ndim == 2:
         sequences = [row.astype(np.int64) for row in array]
     else:

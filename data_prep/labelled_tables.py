@@ -198,11 +198,13 @@ def _parquet(path: Path) -> Table:
     except (OSError, pyarrow.ArrowException) as error:
         raise BadRecord(f"{path} cannot be read as Parquet: {error}") from error
     columns = [column.to_pylist() for column in read.columns]
-    rows = [
-        (i + 1, ["" if cell is None else str(cell).strip() for cell in row])
-        for i, row in enumerate(zip(*columns, strict=True))
-    ]
+    rows = [(i + 1, [_text(cell) for cell in row]) for i, row in enumerate(zip(*columns, strict=True))]
     return _table(path, [(0, [str(name) for name in read.column_names]), *rows])
+
+
+def _text(cell: object) -> str:
+    """Return a cell of Parquet as a CSV would hold it; a list of tokens or readings with spaces between them."""
+    return "" if cell is None else " ".join(map(str, cell)) if isinstance(cell, list) else str(cell).strip()
 
 
 def _spaced(cell: str) -> bool:

@@ -109,6 +109,12 @@ def test_parquet(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"sequence": ["ACGT", "CC"], "label": [1, None]}), tmp_path / "t.parquet")
     assert pairs(read(tmp_path / "t.parquet")) == [("1", "ACGT", ("1",)), ("2", "CC", None)]
 
+    lists = {"sequence": [[3, 1, 2], [0, 1]], "y": [0.5, float("nan")]}
+    parquet.write_table(pyarrow.table(lists), tmp_path / "l.parquet")
+    found = read(tmp_path / "l.parquet")
+    assert pairs(found) == [("1", "3 1 2", ("0.5",)), ("2", "0 1", None)]
+    assert choose_reader(found.examples).vocab_size == 4
+
 
 def test_fasta_with_labels_in_the_header(tmp_path: Path) -> None:
     path = write(tmp_path / "a.fa", ">a x|12\nAC\nGT\n>b|0\n\nCC\n")
@@ -265,6 +271,15 @@ def test_genbank_features(tmp_path: Path) -> None:
     with pytest.raises(NoRecords, match="those there have organism, product"):
         read(path, qualifier="colour")
     assert [e.label for e in read(path).examples] == [None]
+    for damaged, message in (
+        (GENBANK[:-20], "cannot be read as GenBank: Premature end of file in sequence data"),
+        (GENBANK.replace("tacgt acgt", "tacgt"), "Expected sequence length 24, found 20"),
+        (GENBANK.replace("1..6", "20..26"), r"CDS \[19:26\]\(\+\) ends beyond the 24 bases"),
+        (GENBANK.partition("ORIGIN")[0] + "CONTIG      join(X:1..24)\n//\n", "without a sequence under ORIGIN"),
+    ):
+        with pytest.raises(BadRecord, match=message):
+            read(write(tmp_path / "bad.gb", damaged), qualifier="product")
+    assert pairs(read(write(tmp_path / "bom.gb", "\ufeff" + GENBANK), qualifier="product")) == pairs(found)
 
 
 def test_series(tmp_path: Path) -> None:
@@ -285,6 +300,9 @@ def test_series(tmp_path: Path) -> None:
     array = read(tmp_path / "a.npy", labels_file=str(tmp_path / "y.npy"))
     assert [(np.shape(e.sequence), e.label) for e in array.examples] == [((4, 1), (f"{i}.5",)) for i in range(3)]
     assert infer_task(array) == "sequence-regression"
+    np.save(tmp_path / "t.npy", np.array([["a", "b"]]))
+    with pytest.raises(BadRecord, match=r"t\.npy is an array of <U1, numbers were expected"):
+        read(tmp_path / "t.npy")
 
 
 @pytest.mark.parametrize(
