@@ -13,15 +13,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from mamba_seq.data_prep.compression import open_input
 from mamba_seq.data_prep.errors import BadRecord, DataError, EmptyFile, NotText
-from mamba_seq.data_prep.labelled import Example, Labelled, LabelledConfig, split_named
+from mamba_seq.data_prep.labelled import Example, Labelled, LabelledConfig, Sequence, split_named
+from mamba_seq.data_prep.labelled_inputs import as_tokens
 from mamba_seq.data_prep.labelled_series import long_series, numbers_of
 from mamba_seq.data_prep.labelled_targets import is_number
 
 SEQUENCE_NAMES = ("sequence", "seq", "text")
 LABEL_NAMES = ("label", "labels", "class", "target", "y")
 ID_NAMES = ("id", "name")
+_NUMBERS = re.compile(r"[-+\d.eE]+(\s+[-+\d.eE]+)*")
 _BASES = re.compile(r"[ACGTUNacgtun]{8,}")
 
 
@@ -85,7 +89,7 @@ def read_table_file(path: Path, config: LabelledConfig) -> Labelled:
     else:
         at = table.find(config.sequence, SEQUENCE_NAMES, "sequence", needed=True)
         assert at is not None
-        sequences = ("".join(row[at].split()) if not _spaced(row[at]) else row[at] for _, row in table.rows)
+        sequences = iter(_sequences([row[at] for _, row in table.rows]))
     ids = table.find(config.id, ID_NAMES, "id")
     split = table.find(config.split, ("split",), "split")
     group = table.find(config.group, ("group",), "group")
@@ -207,6 +211,20 @@ def _text(cell: object) -> str:
     return "" if cell is None else " ".join(map(str, cell)) if isinstance(cell, list) else str(cell).strip()
 
 
+def _sequences(cells: list[str]) -> list[Sequence]:
+    """Return letters without white space; where all cells are numbers with spaces between them, those."""
+    filled = [cell for cell in cells if cell]
+    if not any(map(_spaced, filled)) or not all(_NUMBERS.fullmatch(cell) for cell in filled):
+        return ["".join(cell.split()) if not _spaced(cell) else cell for cell in cells]
+    tokens = [as_tokens(cell) for cell in cells]
+    if all(each is not None and (each >= 0).all() for each in tokens):
+        return [each for each in tokens if each is not None]
+    try:
+        return [np.array([float(each) for each in cell.split()], np.float32)[:, None] for cell in cells]
+    except ValueError:
+        return list(cells)
+
+
 def _spaced(cell: str) -> bool:
     """Whether a cell is a list of numbers with spaces between them, which letters are not."""
-    return bool(re.fullmatch(r"[-+\d.eE]+(\s+[-+\d.eE]+)+", cell))
+    return _NUMBERS.fullmatch(cell) is not None and len(cell.split()) > 1

@@ -43,6 +43,15 @@ def test_whole_numbers_are_tokens_unless_negative_or_said_otherwise(tmp_path: Pa
         assert len(reader.encode(examples[1])) == 3
 
 
+def test_numbers_in_a_cell_are_as_long_as_there_are_numbers(tmp_path: Path) -> None:
+    tokens = table(tmp_path, ["10 11 3,HEH", "7,H", "4 10,EE"])
+    assert [e.length for e in tokens.examples] == [3, 1, 2]
+    assert make_targets(tokens, "token-classification").values[0].tolist() == [1, 0, 1]
+    readings = table(tmp_path, ["1.5 -2 3,x", ",z", "1 2,y"])
+    assert [np.asarray(e.sequence).tolist() for e in readings.examples] == [[[1.5], [-2], [3]], [], [[1], [2]]]
+    assert [e.sequence for e in table(tmp_path, ["1 x 3,x", "1 2,y"]).examples] == ["1x3", "1 2"]
+
+
 def test_a_wrong_letter_is_named_with_its_position(tmp_path: Path) -> None:
     examples = read(write(tmp_path / "t.csv", "id,sequence,label\nk,ACGTACGTACGJ,1\n")).examples
     with pytest.raises(BadRecord, match=r"t.csv, line 2: 'J' at position 12 of 'k' is no letter of the alphabet 'dna'"):
