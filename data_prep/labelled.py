@@ -2,6 +2,7 @@
 
     folder of folders        a class a folder: FASTA, sound, or series (.npy, .csv)
     folder of tables         train.csv, dev.csv, test.csv: the file's name is the split
+    folder of files          FASTA, sound, .npy, or .csv with `values`: without labels, but for a table's or a header's
     .csv .tsv .txt .parquet  a table with a column of sequences, or columns of numbers (`labelled_tables`)
     .bed                     intervals of a reference (`labelled_intervals`)
     .npy                     series (rows, L) or (rows, L, F)
@@ -151,6 +152,9 @@ def read_labelled(path: str | Path, config: LabelledConfig | None = None) -> Lab
         from mamba_seq.data_prep.labelled_join import join_labels
 
         found = join_labels(found, Path(config.labels_file), config)
+    from mamba_seq.data_prep.labelled_missing import blank_missing
+
+    found = blank_missing(found)
     if not found.examples:
         raise NoRecords(f"{path} holds no example: {found.kind} came, at least one sequence was expected")
     return found

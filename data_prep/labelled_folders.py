@@ -1,4 +1,6 @@
-"""Folders: one for each class with FASTA, sound or series in it, or one with a table for each split."""
+"""Folders: one for each class with FASTA, sound or series in it, one with a table for each split, or one of files
+without classes, which a model may label.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -20,33 +22,37 @@ from mamba_seq.data_prep.labelled_tables import read_table
 _FASTA = tuple(suffix + packed for suffix in (*FASTA, ".faa", ".fastq", ".fq") for packed in PACKED_SUFFIXES)
 _SPLIT_FILES = (*_FASTA, *(suffix + packed for suffix in TABLES for packed in PACKED_SUFFIXES))
 _SERIES = (".npy", ".csv", ".tsv", ".txt")
+Classes = dict[str | None, list[Path]]
+"""The files of each class; of None, those without."""
+WITHOUT_CLASSES = "a folder without classes"
 
 
 def read_folder(root: Path, config: LabelledConfig) -> Labelled:
-    """Read a folder of class folders, whose names are the labels, or of one table a split.
+    """Read a folder of class folders, whose names are the labels, of one table a split, or of files without labels.
 
     Raises:
-        DataError: It is neither, a class has no file, or a file cannot be read.
+        DataError: It is none of these, a class has no file, or a file cannot be read.
     """
     tables = _split_tables(root)
     if tables:
         return _read_tables(tables, config)
     classes = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not classes:
+    loose = [] if classes else sorted(p for p in root.iterdir() if _known(p) and (config.values or not _is_table(p)))
+    if not classes and not loose:
         raise NoRecords(
             f"{root} has neither class folders nor tables named train, dev and test; put the files of each class "
             "into a "
             "folder of its name"
         )
-    files = {folder.name: sorted(p for p in folder.rglob("*") if _known(p)) for folder in classes}
+    files: Classes = {folder.name: sorted(p for p in folder.rglob("*") if _known(p)) for folder in classes}
+    files = files or {None: loose}
     empty = next((label for label, paths in files.items() if not paths), None)
     if empty is not None:
         raise TooFewData(
-            f"{root / empty} has no file that is known here (FASTA, sound, .npy, .csv); add some, or remove the "
-            "folder if "
-            "it is no class"
+            f"{root / (empty or '')} has no file that is known here (FASTA, sound, .npy, .csv); add some, or remove "
+            "the folder if it is no class"
         )
-    found = Labelled("a folder a class", [])
+    found = Labelled("a folder a class" if classes else WITHOUT_CLASSES, [])
     kinds = {_kind(path) for paths in files.values() for path in paths}
     if len(kinds) > 1:
         raise NoRecords(f"{root} holds {' and '.join(sorted(kinds))}; one kind of file was expected")
@@ -61,13 +67,13 @@ def read_folder(root: Path, config: LabelledConfig) -> Labelled:
                 found.examples += read_fasta(path, config, label).examples
             else:
                 found.examples.append(_series(path, name, label, config))
-    found.kind = f"a folder a class, {kind}"
+    found.kind += f", {kind}"
     return found
 
 
-def _read_sounds(root: Path, files: dict[str, list[Path]], found: Labelled, config: LabelledConfig) -> None:
+def _read_sounds(root: Path, files: Classes, found: Labelled, config: LabelledConfig) -> None:
     """Read the recordings of each class; those that cannot be read are left out and told, as in training on sound."""
-    found.kind, found.codec, found.sample_rate = "a folder a class, sound", DEFAULT.name, config.sample_rate
+    found.kind, found.codec, found.sample_rate = f"{found.kind}, sound", DEFAULT.name, config.sample_rate
     damaged: list[str] = []
     for label, paths in files.items():
         before = len(found.examples)
@@ -77,7 +83,9 @@ def _read_sounds(root: Path, files: dict[str, list[Path]], found: Labelled, conf
             except DataError as error:
                 damaged.append(str(error))
         if len(found.examples) == before:
-            raise TooFewData(f"{root / label} has no sound file that can be read, the first: {damaged[-len(paths)]}")
+            raise TooFewData(
+                f"{root / (label or '')} has no sound file that can be read, the first: {damaged[-len(paths)]}"
+            )
     if damaged:
         shown = "; ".join(damaged[:SHOWN]) + ("; and so on" if len(damaged) > SHOWN else "")
         found.warnings.append(f"{len(damaged)} sound files cannot be used and are left out: {shown}")
@@ -111,26 +119,34 @@ def _known(path: Path) -> bool:
     return path.is_file() and not name.startswith(".") and name.endswith((*_FASTA, *SOUNDS, *_SERIES))
 
 
+def _is_table(path: Path) -> bool:
+    return _kind(path) == "series" and path.suffix.lower() != ".npy"
+
+
+def _text(label: str | None) -> tuple[str, ...] | None:
+    return None if label is None else (label,)
+
+
 def _kind(path: Path) -> str:
     name = path.name.lower()
     return "FASTA" if name.endswith(_FASTA) else "sound" if name.endswith(tuple(SOUNDS)) else "series"
 
 
-def _sound(path: Path, name: str, label: str, config: LabelledConfig) -> Example:
+def _sound(path: Path, name: str, label: str | None, config: LabelledConfig) -> Example:
     levels = DEFAULT.encode(read_audio(path, config.sample_rate))
     # recordings of one voice stay together where names say whose they are
     group = path.stem.split("_nohash_")[0] if "_nohash_" in path.stem else ""
-    return Example(name, levels.astype("int64"), (label,), group=group, where=str(path))
+    return Example(name, levels.astype("int64"), _text(label), group=group, where=str(path))
 
 
-def _series(path: Path, name: str, label: str, config: LabelledConfig) -> Example:
+def _series(path: Path, name: str, label: str | None, config: LabelledConfig) -> Example:
     if path.suffix.lower() == ".npy":
         values = load_npy(path).astype("float32")
         if values.ndim not in (1, 2):
             raise NoRecords(f"{path} is an array {values.shape}, expected (L,) or (L, F): one series")
-        return Example(name, values if values.ndim == 2 else values[:, None], (label,), where=str(path))
-    table = read_table(path)
-    columns = [table.columns.index(name) for name in config.values or table.columns if name in table.columns]
+        return Example(name, values if values.ndim == 2 else values[:, None], _text(label), where=str(path))
+    table = read_table(path, numbers=True)
+    columns = [table.column(name, "values") for name in config.values or table.columns]
     names = [table.columns[c] for c in columns]
     rows = [numbers_of([row[c] for c in columns], table.where(line), names) for line, row in table.rows]
-    return Example(name, np.stack(rows), (label,), where=str(path))
+    return Example(name, np.stack(rows), _text(label), where=str(path))

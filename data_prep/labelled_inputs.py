@@ -95,6 +95,9 @@ def choose_reader(examples: Sequence[Example], asked: str | None = None) -> Read
     """
     first = examples[0].sequence
     if not isinstance(first, str) and first.dtype.kind in "iu":
+        below = any(int(np.min(e.sequence, initial=0)) < 0 for e in examples if not isinstance(e.sequence, str))
+        if below or asked == "numbers":  # a token is never negative, a reading may be
+            return numeric_reader([np.asarray(e.sequence)[:, None] for e in examples])
         return Reader(vocab_size=1 + max(int(np.max(e.sequence, initial=0)) for e in examples))
     texts = [e.sequence for e in examples if isinstance(e.sequence, str)]
     if (
@@ -129,7 +132,7 @@ def recognise(texts: Sequence[str]) -> str:
     """Return which alphabet texts are of: "dna", "rna", "protein" or "symbols"."""
     counts: Counter[str] = Counter()
     for text in texts[:SAMPLE]:
-        counts.update(text.upper())
+        counts.update(text.upper().removesuffix("*"))  # a protein ends in its stop where programs write it
     total = sum(counts.values())
     bases = sum(counts[c] for c in BASES)
     if bases >= MOST_OF * total or (set(counts) <= LEGAL and bases >= total / 2):

@@ -4,6 +4,7 @@ A BED line is chromosome, start (0-based), end (exclusive), label, score, strand
 line that begins with `#` names the columns.
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from mamba_seq.data_prep.errors import BadRecord, DataError, NoRecords
 from mamba_seq.data_prep.labelled import Example, Labelled, LabelledConfig, split_named
 from mamba_seq.data_prep.labelled_fasta import fasta_records
 
+STRETCHES = 100
+"""Of one sequence that are split like groups: a tenth of them is enough for an interval by groups."""
 COLUMNS = ("chrom", "start", "end", "label", "score", "strand")
 
 
@@ -21,7 +24,7 @@ def read_bed(path: Path, config: LabelledConfig) -> Labelled:
     """Read the stretches of the reference that a BED file names; those on strand "-" are reverse-complemented.
 
     "chr1" and "1" are the same chromosome where the reference has only one of them. The chromosome is the group of an
-    example, unless a column says otherwise.
+    example, unless a column says otherwise; of a single one, see `by_stretches`.
 
     Raises:
         DataError: There is no reference, or an interval does not lie within it; with the line.
@@ -38,6 +41,7 @@ def read_bed(path: Path, config: LabelledConfig) -> Labelled:
         lines = file.read().decode("utf-8-sig", "replace").splitlines()
     names = list(COLUMNS)
     examples: list[Example] = []
+    places: list[int] = []
     renamed = 0
     for number, line in enumerate(lines, start=1):
         if line.startswith("#") and not examples:
@@ -69,6 +73,7 @@ def read_bed(path: Path, config: LabelledConfig) -> Labelled:
         if strand not in ("+", "-", ".", ""):
             raise BadRecord(f"{where}: strand {strand!r} came; +, - or . was expected")
         letters = whole[start:end]
+        places.append(start)
         label = tuple(row.get(name, "") for name in config.label or ["label"])
         examples.append(
             Example(
@@ -83,9 +88,30 @@ def read_bed(path: Path, config: LabelledConfig) -> Labelled:
     if not examples:
         raise NoRecords(f"{path} holds no interval; chromosome, start and end with tabs between them were expected")
     found = Labelled("BED intervals", examples, list(config.label or ["label"]))
+    if (config.group or "group") not in names:
+        by_stretches(found, places)
     if renamed:
         found.warnings.append(f"{renamed} intervals name chromosomes with or without 'chr', unlike {config.reference}")
     return found
+
+
+def by_stretches(found: Labelled, places: list[int]) -> None:
+    """Make groups of neighbours where all examples lie on one sequence, whose only group could not be split.
+
+    Args:
+        found: the examples; changed.
+        places: where each starts.
+    """
+    if len({e.group for e in found.examples}) != 1:
+        return
+    order = sorted(range(len(places)), key=places.__getitem__)
+    number = {i: rank * STRETCHES // len(order) for rank, i in enumerate(order)}
+    found.examples = [dataclasses.replace(e, group=f"{e.group}:{number[i]}") for i, e in enumerate(found.examples)]
+    stretches = len(set(number.values()))
+    found.warnings.append(
+        f"all examples lie on one sequence, so splits part stretches of neighbours ({stretches} of them): what "
+        "overlaps at their ends may stand in two splits"
+    )
 
 
 def other_strand(letters: str, where: str) -> str:

@@ -67,7 +67,8 @@ def long_series(table: "Table", config: LabelledConfig, labels: list[int]) -> La
             Example(
                 id=name,
                 sequence=values,
-                label=label if label and all(label) else None,
+                # a position may lack its label where others have one
+                label=label if label and (any(label) if per_position else all(label)) else None,
                 split=found,
                 group=first[group] if group is not None else "",
                 where=table.where(line),
@@ -85,6 +86,8 @@ def read_npy(path: Path, config: LabelledConfig) -> Labelled:
     array = load_npy(path)
     if array.ndim not in (2, 3):
         raise BadRecord(f"{path} is an array {array.shape}, expected (rows, L) or (rows, L, F)")
+    if array.dtype.kind not in "biuf":
+        raise BadRecord(f"{path} is an array of {array.dtype}, numbers were expected")
     if array.dtype.kind in "iu" and array.ndim == 2:
         sequences = [row.astype(np.int64) for row in array]
     else:

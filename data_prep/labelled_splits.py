@@ -52,9 +52,9 @@ def assign_splits(
     for split in SPLITS:
         if split not in splits:
             raise TooFewData(
-                f"{total} examples make no {split} split: their groups, or equal sequences, cannot be parted; give "
-                "more, or "
-                "name splits yourself"
+                f"{total} examples make no {split} split: those of one group (in BED and GenBank, a sequence) and "
+                f"equal ones stay together, which leaves {len(clusters(examples))} parts; give more, or name splits or "
+                "groups yourself, in columns `split` or `group`"
             )
     warnings += _check_classes(examples, targets, splits)
     groups = " by group" if any(e.group for e in examples) else " by record"

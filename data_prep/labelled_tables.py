@@ -1,7 +1,8 @@
 """Tables of sequences or numbers: CSV and TSV with or without quotes, byte-order mark and spaces, and Parquet.
 
-The separator is the one of tab, comma and semicolon that the first line has most of. Column names are compared without
-case. A table whose first line holds a sequence has no header: the longest cell is the sequence, the next the label.
+The separator is the one of tab, comma and semicolon that the first line has most of, or what a line `sep=;` above it,
+which spreadsheets write, says. Column names are compared without case. A table whose first line holds a sequence has no
+header: the longest cell is the sequence, the next the label.
 """
 
 import csv
@@ -12,14 +13,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from mamba_seq.data_prep.compression import open_input
 from mamba_seq.data_prep.errors import BadRecord, DataError, EmptyFile, NotText
-from mamba_seq.data_prep.labelled import Example, Labelled, LabelledConfig, split_named
+from mamba_seq.data_prep.labelled import Example, Labelled, LabelledConfig, Sequence, split_named
+from mamba_seq.data_prep.labelled_inputs import as_tokens
 from mamba_seq.data_prep.labelled_series import long_series, numbers_of
+from mamba_seq.data_prep.labelled_targets import is_number
 
 SEQUENCE_NAMES = ("sequence", "seq", "text")
 LABEL_NAMES = ("label", "labels", "class", "target", "y")
 ID_NAMES = ("id", "name")
+_NUMBERS = re.compile(r"[-+\d.eE]+(\s+[-+\d.eE]+)*")
 _BASES = re.compile(r"[ACGTUNacgtun]{8,}")
 
 
@@ -50,6 +56,16 @@ class Table(NamedTuple):
             f"name the column with --{what}"
         )
 
+    def column(self, name: str, what: str) -> int:
+        """Return the number of a column that was asked for.
+
+        Raises:
+            BadRecord: It is not there.
+        """
+        at = self.find(name, (), what)
+        assert at is not None
+        return at
+
     def where(self, line: int) -> str:
         """Name a line for a message."""
         return f"{self.path}, line {line}"
@@ -66,14 +82,14 @@ def read_table_file(path: Path, config: LabelledConfig) -> Labelled:
     if config.values is not None:
         if config.series is not None:
             return long_series(table, config, labels)
-        columns = [_needed(table, name, "values") for name in config.values]
+        columns = [table.column(name, "values") for name in config.values]
         sequences: Iterator[object] = (
             numbers_of([row[c] for c in columns], table.where(line), config.values)[:, None] for line, row in table.rows
         )
     else:
         at = table.find(config.sequence, SEQUENCE_NAMES, "sequence", needed=True)
         assert at is not None
-        sequences = ("".join(row[at].split()) if not _spaced(row[at]) else row[at] for _, row in table.rows)
+        sequences = iter(_sequences([row[at] for _, row in table.rows]))
     ids = table.find(config.id, ID_NAMES, "id")
     split = table.find(config.split, ("split",), "split")
     group = table.find(config.group, ("group",), "group")
@@ -99,13 +115,17 @@ def read_table_file(path: Path, config: LabelledConfig) -> Labelled:
 def label_columns(table: Table, config: LabelledConfig) -> list[int]:
     """Return the numbers of the label columns; none when the table has none."""
     if config.label is not None:
-        return [_needed(table, name, "label") for name in config.label]
+        return [table.column(name, "label") for name in config.label]
     at = table.find(None, LABEL_NAMES, "label")
     return [] if at is None else [at]
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, numbers: bool = False) -> Table:
     """Read a table.
+
+    Args:
+        path: of it.
+        numbers: it holds numbers alone, so that a first line of numbers is a row, unless it counts from 0.
 
     Raises:
         DataError: It cannot be read, is no text, or a line has another number of cells than the first.
@@ -122,8 +142,11 @@ def read_table(path: Path) -> Table:
         ) from error
     if not text.strip():
         raise EmptyFile(f"{path} is empty; a table with a line of column names was expected")
-    first = text.lstrip().splitlines()[0]
-    separator = max("\t,;", key=first.count)
+    named = re.match(r"\s*sep=(.)[ \t]*(?=[\r\n])", text, re.IGNORECASE)
+    if named is not None:
+        text = text[named.end() :]  # its line's end stays, so that lines keep their numbers
+    first = (text.lstrip().splitlines() or [""])[0]
+    separator = max("\t,;", key=first.count) if named is None else named[1]
     csv.field_size_limit(sys.maxsize)  # a chromosome fits in a cell
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
     rows: list[tuple[int, list[str]]] = []
@@ -134,13 +157,18 @@ def read_table(path: Path) -> Table:
                 rows.append((reader.line_num, cells))
     except csv.Error as error:
         raise BadRecord(f"{path}, line {reader.line_num}: {error}; check the quotes of this line") from error
-    return _table(path, rows)
+    if not rows:
+        raise EmptyFile(f"{path} has nothing but empty cells; a line of column names and rows were expected")
+    return _table(path, rows, numbers)
 
 
-def _table(path: Path, rows: list[tuple[int, list[str]]]) -> Table:
+def _table(path: Path, rows: list[tuple[int, list[str]]], numbers: bool = False) -> Table:
     head = rows[0][1]
+    counted = head == [str(i) for i in range(len(head))]
     headless = any(_BASES.fullmatch(cell) for cell in head)
-    if headless:
+    if numbers and not counted and all(map(is_number, head)):
+        headless, columns = True, [f"column{i + 1}" for i in range(len(head))]
+    elif headless:
         columns = [f"column{i + 1}" for i in range(len(head))]
         columns[max(range(len(head)), key=lambda i: len(head[i]))] = SEQUENCE_NAMES[0]
         if len(head) > 1:
@@ -174,19 +202,29 @@ def _parquet(path: Path) -> Table:
     except (OSError, pyarrow.ArrowException) as error:
         raise BadRecord(f"{path} cannot be read as Parquet: {error}") from error
     columns = [column.to_pylist() for column in read.columns]
-    rows = [
-        (i + 1, ["" if cell is None else str(cell).strip() for cell in row])
-        for i, row in enumerate(zip(*columns, strict=True))
-    ]
+    rows = [(i + 1, [_text(cell) for cell in row]) for i, row in enumerate(zip(*columns, strict=True))]
     return _table(path, [(0, [str(name) for name in read.column_names]), *rows])
 
 
-def _needed(table: Table, name: str, what: str) -> int:
-    at = table.find(name, (), what)
-    assert at is not None
-    return at
+def _text(cell: object) -> str:
+    """Return a cell of Parquet as a CSV would hold it; a list of tokens or readings with spaces between them."""
+    return "" if cell is None else " ".join(map(str, cell)) if isinstance(cell, list) else str(cell).strip()
+
+
+def _sequences(cells: list[str]) -> list[Sequence]:
+    """Return letters without white space; where all cells are numbers with spaces between them, those."""
+    filled = [cell for cell in cells if cell]
+    if not any(map(_spaced, filled)) or not all(_NUMBERS.fullmatch(cell) for cell in filled):
+        return ["".join(cell.split()) if not _spaced(cell) else cell for cell in cells]
+    tokens = [as_tokens(cell) for cell in cells]
+    if all(each is not None and (each >= 0).all() for each in tokens):
+        return [each for each in tokens if each is not None]
+    try:
+        return [np.array([float(each) for each in cell.split()], np.float32)[:, None] for cell in cells]
+    except ValueError:
+        return list(cells)
 
 
 def _spaced(cell: str) -> bool:
     """Whether a cell is a list of numbers with spaces between them, which letters are not."""
-    return bool(re.fullmatch(r"[-+\d.eE]+(\s+[-+\d.eE]+)+", cell))
+    return _NUMBERS.fullmatch(cell) is not None and len(cell.split()) > 1

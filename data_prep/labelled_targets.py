@@ -60,7 +60,7 @@ def infer_task(data: Labelled) -> str:
     if not known:
         return "language-model"
     if data.per_position:
-        labels = sorted({cell for e in known for cell in e.label or ()})
+        labels = sorted({cell for e in known for cell in e.label or () if cell})
         return "token-regression" if _quantities(labels, len(known)) else "token-classification"
     columns = len(known[0].label or ())
     cells = sorted({cell for e in known for cell in e.label or ()})

@@ -9,13 +9,17 @@ from typing import Any
 from mamba_seq.config import ModelConfig
 from mamba_seq.data_prep.errors import NoRecords, TooFewData
 from mamba_seq.data_prep.labelled import Example, Labelled, LabelledConfig, read_labelled
+from mamba_seq.data_prep.labelled_folders import WITHOUT_CLASSES
 from mamba_seq.data_prep.labelled_inputs import Inputs, Reader, choose_reader
+from mamba_seq.data_prep.labelled_missing import decimal_commas
 from mamba_seq.data_prep.labelled_report import describe
 from mamba_seq.data_prep.labelled_splits import assign_splits
 from mamba_seq.data_prep.labelled_targets import Targets, infer_task, make_targets, standardise
 from mamba_seq.data_prep.splits import Split
 from mamba_seq.pipelines.errors import RecipeError
 from mamba_seq.pipelines.finetune.recipe import FinetuneRecipe
+
+WHERE_LABELS = "name the column of labels with --label, or give them in a table with --labels-file"
 
 
 @dataclasses.dataclass
@@ -73,6 +77,15 @@ def prepare(recipe: FinetuneRecipe, start: ModelConfig | None) -> Dataset:
     data = read_labelled(recipe.data_path, recipe.data)
     task = recipe.task or infer_task(data)
     data, warnings = usable(data, labelled=task != "language-model")
+    if recipe.task is None and task == "language-model":
+        if data.kind.startswith(WITHOUT_CLASSES):
+            raise NoRecords(
+                f"{recipe.data_path} is {data.kind}: put the files of each class into a folder of its name, or give "
+                "labels in a table with --labels-file"
+            )
+        warnings.append(f"no label was found in {recipe.data_path}, so the next token is learnt; {WHERE_LABELS}")
+    elif not task.endswith("regression"):
+        warnings += decimal_commas(data)
     if len(data.examples) < 3:
         raise TooFewData(f"{recipe.data_path} has {len(data.examples)} usable examples, expected at least 3")
     targets = make_targets(data, task)
@@ -137,11 +150,7 @@ def usable(data: Labelled, labelled: bool) -> tuple[Labelled, list[str]]:
             warnings.append(f"{len(bad)} examples have {what} and are left out, the first is {bad[0].where}")
             kept = [e for e in kept if not wrong(e)]
     if not kept:
-        raise NoRecords(
-            f"none of the {len(data.examples)} examples can be used: {warnings[-1]}; name the column of labels "
-            "with --label, "
-            "or give them in a table with --labels-file"
-        )
+        raise NoRecords(f"none of the {len(data.examples)} examples can be used: {warnings[-1]}; {WHERE_LABELS}")
     return dataclasses.replace(data, examples=kept), warnings
 
 

@@ -33,8 +33,9 @@ def row(example: Example, status: str, result: Any, config: ModelConfig, truth: 
     """Return the cells of an example; `result` is None where there is none."""
     cells = [printable(example.id) or MISSING, str(example.length), status]
     if truth:
-        separator = "" if example.label is None or all(len(each) == 1 for each in example.label) else " "
-        cells.append(MISSING if example.label is None else printable(separator.join(example.label)))
+        known = [each or "-" for each in example.label or ()]  # a position may lack its label
+        separator = "" if all(len(each) == 1 for each in known) else " "
+        cells.append(MISSING if example.label is None else printable(separator.join(known)))
     if result is None:
         return cells + [MISSING] * (len(header(config, truth)) - len(cells))
     return cells + _said(result, config)

@@ -10,8 +10,7 @@ import soundfile
 from mamba_seq.data_prep.errors import BadRecord, DataError, NoRecords, NotText, TooFewData, UnreadableFile
 from mamba_seq.data_prep.labelled import Labelled, LabelledConfig, read_labelled
 from mamba_seq.data_prep.labelled_inputs import choose_reader
-from mamba_seq.data_prep.labelled_report import describe
-from mamba_seq.data_prep.labelled_splits import assign_splits
+from mamba_seq.data_prep.labelled_missing import decimal_commas
 from mamba_seq.data_prep.labelled_targets import infer_task, make_targets
 
 
@@ -19,6 +18,10 @@ def write(path: Path, text: str | bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
+
+
+def table(tmp_path: Path, rows: list[str], head: str = "sequence,label") -> Labelled:
+    return read(write(tmp_path / "t.csv", "\n".join([head, *rows]) + "\n"))
 
 
 def pairs(data: Labelled) -> list[tuple[str, object, tuple[str, ...] | None]]:
@@ -42,6 +45,31 @@ def test_tables_with_all_that_people_do_to_them(tmp_path: Path) -> None:
     headless = read(write(tmp_path / "h.csv", "ACGTACGTAC,1\nCCGTACGTAC,0\n"))
     assert pairs(headless) == [("1", "ACGTACGTAC", ("1",)), ("2", "CCGTACGTAC", ("0",))]
     assert "no line of column names" in headless.warnings[0]
+    spreadsheet = '\ufeffsep=;\r\nSequence;Label\r\nAC,GT;x\r\nCC;"y;z"\r\n'
+    found = read(write(tmp_path / "s.csv", spreadsheet))
+    assert pairs(found) == [("3", "AC,GT", ("x",)), ("4", "CC", ("y;z",))]
+
+
+def test_missing_numbers_are_no_labels(tmp_path: Path) -> None:
+    def labels(text: str, **options: object) -> list[tuple[str, ...] | None]:
+        return [e.label for e in read(write(tmp_path / "t.csv", text), **options).examples]
+
+    assert labels("seq,y\nAC,0.5\nAG,NA\nAT,nan\n") == [("0.5",), None, None]
+    assert labels("seq,y\nAC,0\nAG,NA\nAT,1\n") == [("0",), None, ("1",)]
+    assert labels("seq,y\nAC,EU\nAG,NA\nAT,SA\n") == [("EU",), ("NA",), ("SA",)]  # continents
+    assert labels("seq,y,z\nAC,1,2\nAG,1,n/a\n", label=["y", "z"]) == [("1", "2"), None]
+    steps = "who,x,label\na,1,p\na,2,\na,3,q\nb,1,q\nb,2,q\nb,3,p\n"
+    series = read(write(tmp_path / "s.csv", steps), values=["x"], series="who")
+    assert [e.label for e in series.examples] == [("p", "", "q"), ("q", "q", "p")]
+    targets = make_targets(series, infer_task(series))
+    assert (targets.task, targets.labels, targets.values[0].tolist()) == (
+        "token-classification",
+        ["p", "q"],
+        [0, -100, 1],
+    )
+    commas = read(write(tmp_path / "c.csv", "seq;y\nAC;0,5\nAG;1,25\nAT;2\n"))
+    assert "labels such as '0,5' are names, not numbers" in decimal_commas(commas)[0]
+    assert decimal_commas(series) == decimal_commas(table(tmp_path, ["AC,a", "AG,1"])) == []
 
 
 @pytest.mark.parametrize(
@@ -57,6 +85,7 @@ def test_tables_with_all_that_people_do_to_them(tmp_path: Path) -> None:
         ("sequence,label,split\nACGT,x,later\n", {}, r"line 2: split 'later' came; train, validation"),
         ("sequence,label\n", {}, r"column names and no row"),
         ("  \n", {}, r"is empty"),
+        (",,\n,\n", {}, r"nothing but empty cells"),
         ("sequence,sequence\nA,b\n", {}, r"the column 'sequence' twice"),
         ('sequence,label\n"ACGT,x\n', {}, r"line 2: .*check the quotes"),
     ],
@@ -81,6 +110,15 @@ def test_parquet(tmp_path: Path) -> None:
 
     parquet.write_table(pyarrow.table({"sequence": ["ACGT", "CC"], "label": [1, None]}), tmp_path / "t.parquet")
     assert pairs(read(tmp_path / "t.parquet")) == [("1", "ACGT", ("1",)), ("2", "CC", None)]
+
+    lists = {"sequence": [[3, 1, 2], [0, 1]], "y": [0.5, float("nan")]}
+    parquet.write_table(pyarrow.table(lists), tmp_path / "l.parquet")
+    found = read(tmp_path / "l.parquet")
+    assert [(np.asarray(e.sequence).tolist(), e.label) for e in found.examples] == [
+        ([3, 1, 2], ("0.5",)),
+        ([0, 1], None),
+    ]
+    assert choose_reader(found.examples).vocab_size == 4
 
 
 def test_fasta_with_labels_in_the_header(tmp_path: Path) -> None:
@@ -156,6 +194,24 @@ def test_folders(tmp_path: Path) -> None:
     with pytest.raises(TooFewData, match=r"low has no sound file that can be read, the first: .*b\.wav is not sound"):
         read(tmp_path / "s", sample_rate=4000)
     assert [np.shape(e.sequence) for e in read(tmp_path / "n").examples] == [(5, 2), (5, 2)]
+    np.save(tmp_path / "n/low/b.npy", np.zeros((4, 2)))
+    labels = write(tmp_path / "n.tsv", "id\tlabel\na.npy\tx\nb.npy\ty\n")
+    assert [(e.id, e.label) for e in read(tmp_path / "n/low").examples] == [("a.npy", None), ("b.npy", None)]
+    assert [e.label for e in read(tmp_path / "n/low", labels_file=str(labels)).examples] == [("x",), ("y",)]
+    assert pairs(read(tmp_path / "f/rich")) == [("x", "GC", None), ("y", "GG", None)]
+    write(tmp_path / "t/1.csv", "sequence,label\nAC,x\n")
+    with pytest.raises(NoRecords, match="neither class folders nor tables named train, dev and test"):
+        read(tmp_path / "t")
+    write(tmp_path / "c/a/1.csv", "0.5,0.5\n2,1\n")
+    write(tmp_path / "c/b/1.csv", "X,y\n3,4\n")
+    bare, named = read(tmp_path / "c").examples
+    assert np.asarray(bare.sequence).tolist() == [[0.5, 0.5], [2, 1]]
+    assert np.asarray(named.sequence).tolist() == [[3, 4]]
+    (tmp_path / "c/a/1.csv").unlink()
+    write(tmp_path / "c/a/2.csv", "t,x\n0,5\n")
+    assert np.asarray(read(tmp_path / "c", values=["x"]).examples[0].sequence).tolist() == [[5]]
+    with pytest.raises(BadRecord, match=r"2.csv has the columns 't', 'x'; 'y' was expected as values"):
+        read(tmp_path / "c", values=["x", "y"])
 
 
 def test_bed_takes_strand_flank_and_either_name_of_a_chromosome(tmp_path: Path) -> None:
@@ -178,6 +234,11 @@ def test_bed_takes_strand_flank_and_either_name_of_a_chromosome(tmp_path: Path) 
     ):
         with pytest.raises(BadRecord, match=message):
             read(write(tmp_path / "c.bed", line + "\n"), reference=str(reference))
+    many = "".join(f"chr1\t{7 * i % 8}\t{7 * i % 8 + 1 + i % 2}\t{'ab'[i % 2]}\n" for i in range(4))
+    alone = read(write(tmp_path / "d.bed", many), reference=str(reference))
+    assert [e.group for e in alone.examples] == ["chr1:0", "chr1:75", "chr1:50", "chr1:25"]
+    grouped = "#chrom\tstart\tend\tlabel\tgroup\nchr1\t2\t4\tq\tg\nchr1\t5\t6\tr\tg\n"
+    assert {e.group for e in read(write(tmp_path / "e.bed", grouped), reference=str(reference)).examples} == {"g"}
     with pytest.raises(DataError, match="name the FASTA file they lie on with --reference"):
         read(bed)
 
@@ -204,14 +265,26 @@ def test_genbank_features(tmp_path: Path) -> None:
     path = write(tmp_path / "a.gb", GENBANK)
     found = read(path, qualifier="product")
     assert [(str(e.sequence).upper(), e.label, e.group) for e in found.examples] == [
-        ("AAACCC", ("alpha",), "TEST1.1"),
-        ("CGTCCC", ("beta",), "TEST1.1"),
+        ("AAACCC", ("alpha",), "TEST1.1:0"),
+        ("CGTCCC", ("beta",), "TEST1.1:50"),
     ]
+    assert "all examples lie on one sequence, so splits part stretches" in found.warnings[0]
+    two = read(write(tmp_path / "two.gb", GENBANK + GENBANK.replace("TEST1", "TEST2")), qualifier="product")
+    assert [e.group for e in two.examples] == ["TEST1.1", "TEST1.1", "TEST2.1", "TEST2.1"]
     with pytest.raises(NoRecords, match="no gene with the qualifier 'product'"):
         read(path, qualifier="product", feature="gene")
     with pytest.raises(NoRecords, match="those there have organism, product"):
         read(path, qualifier="colour")
     assert [e.label for e in read(path).examples] == [None]
+    for damaged, message in (
+        (GENBANK[:-20], "cannot be read as GenBank: Premature end of file in sequence data"),
+        (GENBANK.replace("tacgt acgt", "tacgt"), "Expected sequence length 24, found 20"),
+        (GENBANK.replace("1..6", "20..26"), r"CDS \[19:26\]\(\+\) ends beyond the 24 bases"),
+        (GENBANK.partition("ORIGIN")[0] + "CONTIG      join(X:1..24)\n//\n", "without a sequence under ORIGIN"),
+    ):
+        with pytest.raises(BadRecord, match=message):
+            read(write(tmp_path / "bad.gb", damaged), qualifier="product")
+    assert pairs(read(write(tmp_path / "bom.gb", "\ufeff" + GENBANK), qualifier="product")) == pairs(found)
 
 
 def test_series(tmp_path: Path) -> None:
@@ -232,110 +305,6 @@ def test_series(tmp_path: Path) -> None:
     array = read(tmp_path / "a.npy", labels_file=str(tmp_path / "y.npy"))
     assert [(np.shape(e.sequence), e.label) for e in array.examples] == [((4, 1), (f"{i}.5",)) for i in range(3)]
     assert infer_task(array) == "sequence-regression"
-
-
-@pytest.mark.parametrize(
-    ("sequences", "alphabet"),
-    [
-        (["ACGTN", "acgr"], "dna"),
-        (["ACGU"], "rna"),
-        (["MKVLAWDEFGHIKSTPQRY"], "protein"),
-        (["abAB[]"], "symbols:AB[]ab"),
-        (["1 2 3", "4 0"], None),
-    ],
-)
-def test_alphabets_are_recognised(sequences: list[str], alphabet: str | None, tmp_path: Path) -> None:
-    text = "sequence,label\n" + "".join(f"{s},{i}\n" for i, s in enumerate(sequences))
-    examples = read(write(tmp_path / "t.csv", text)).examples
-    reader = choose_reader(examples)
-    assert reader.alphabet == alphabet
-    codes = [reader.encode(e) for e in examples]
-    assert max(c.max() for c in codes) < (reader.vocab_size or 0)
-
-
-def test_a_wrong_letter_is_named_with_its_position(tmp_path: Path) -> None:
-    examples = read(write(tmp_path / "t.csv", "id,sequence,label\nk,ACGTACGTACGJ,1\n")).examples
-    with pytest.raises(BadRecord, match=r"t.csv, line 2: 'J' at position 12 of 'k' is no letter of the alphabet 'dna'"):
-        choose_reader(examples).encode(examples[0])
-
-
-@pytest.mark.parametrize(
-    ("cells", "task", "labels"),
-    [
-        ([("10",), ("9",), ("2",), ("9",)], "sequence-classification", ["2", "9", "10"]),
-        ([("0.5",), ("1",), ("2",)], "sequence-regression", ["value"]),
-        ([("a;b",), ("b",), ("-",)], "multi-label", ["a", "b"]),
-        ([("HHHEE",), ("EEEHH",), ("HEHEH",)], "token-classification", ["E", "H"]),
-        ([(f"{i}",) for i in range(40)], "sequence-regression", ["value"]),
-        ([(f"w{i}",) for i in range(60)], "ctc", None),
-        ([None, None], "language-model", []),
-    ],
-)
-def test_the_task_is_seen_from_the_labels(cells: list[tuple[str, ...] | None], task: str, labels: object) -> None:
-    from mamba_seq.data_prep.labelled import Example
-
-    data = Labelled("test", [Example(str(i), "ACGTA", label) for i, label in enumerate(cells)])
-    assert infer_task(data) == task
-    if labels is not None:
-        assert make_targets(data, task).labels == labels
-
-
-def table(tmp_path: Path, rows: list[str], head: str = "sequence,label") -> Labelled:
-    return read(write(tmp_path / "t.csv", "\n".join([head, *rows]) + "\n"))
-
-
-def test_splits_keep_groups_and_equal_sequences_together(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    sequences = ["".join(rng.choice(list("ACGT"), 12)) for _ in range(150)]
-    rows = [f"{s},{i % 3},g{i // 3}" for i, s in enumerate(sequences)] + [
-        f"{sequences[0].lower()},0,g49",
-        "ACACACAC,9,g7",
-    ]
-    data = table(tmp_path, rows, "sequence,label,group")
-    targets = make_targets(data, "sequence-classification")
-    first = assign_splits(data.examples, targets, seed=3)
-    assert first.splits == assign_splits(data.examples, targets, seed=3).splits
-    assert first.splits != assign_splits(data.examples, targets, seed=4).splits
-    assert all(8 <= first.splits.count(split) <= 25 for split in ("test", "validation"))
-    by_group: dict[str, set[str]] = {}
-    for e, split in zip(data.examples, first.splits, strict=True):
-        by_group.setdefault(e.group, set()).add(split)
-    assert all(len(each) == 1 for each in by_group.values())
-    assert by_group["g0"] == by_group["g49"]  # they share a sequence
-    assert any("'9' has" in warning for warning in first.warnings) or first.splits[-1] == "train"
-
-
-def test_given_splits_and_their_traps(tmp_path: Path) -> None:
-    rows = ["ACGT,a,train", "ACGA,b,train", "acgt,a,test", "AGGT,b,dev", "ATGT,a,val"]
-    data = table(tmp_path, rows, "sequence,label,split")
-    targets = make_targets(data, "sequence-classification")
-    assigned = assign_splits(data.examples, targets)
-    assert assigned.how == "as the data say"
-    assert any("1 sequences stand in both train and test" in w and "line 2 and" in w for w in assigned.warnings)
-    lines = describe(data, choose_reader(data.examples), targets, assigned)
-    assert "5 sequences (a table) of 4 to 4 positions" in lines[0]
-    assert "a 3, b 2" in lines[2]
-    unseen = table(tmp_path, [*rows, "AAAA,c,test"], "sequence,label,split")
-    with pytest.raises(DataError, match=r"class 'c' has no training example, only 1 of validation or test .*line 7"):
-        assign_splits(unseen.examples, make_targets(unseen, "sequence-classification"))
-    partly = table(tmp_path, [*rows, "AAAA,a,"], "sequence,label,split")
-    with pytest.raises(DataError, match="line 7 names no split, others do"):
-        assign_splits(partly.examples, make_targets(partly, "sequence-classification"))
-    lonely = table(tmp_path, [f"{'ACGT'[i % 4] * (i + 1)},{'ab'[i % 2]}" for i in range(20)] + ["CCCCG,z"])
-    assigned = assign_splits(lonely.examples, make_targets(lonely, "sequence-classification"))
-    assert assigned.splits[-1] == "train"
-    assert any("class 'z' has one member" in w for w in assigned.warnings)
-
-
-def test_labels_that_do_not_fit(tmp_path: Path) -> None:
-    data = table(tmp_path, ["ACGT,HH", "ACGA,HHHH"])
-    with pytest.raises(BadRecord, match=r"line 2: 2 labels came for 4 positions"):
-        make_targets(data, "token-classification")
-    with pytest.raises(BadRecord, match=r"line 2: 'HH' came as a number to learn"):
-        make_targets(data, "sequence-regression")
-    with pytest.raises(
-        BadRecord, match=r"line 3: a text of 4 symbols came for a sequence of 4 positions; ctc needs.*7"
-    ):
-        make_targets(table(tmp_path, ["ACGTACGT,HH", "ACGA,HHHH"]), "ctc")
-    with pytest.raises(TooFewData, match="all examples are of 'x'; two classes"):
-        make_targets(table(tmp_path, ["ACGT,x"]), "sequence-classification")
+    np.save(tmp_path / "t.npy", np.array([["a", "b"]]))
+    with pytest.raises(BadRecord, match=r"t\.npy is an array of <U1, numbers were expected"):
+        read(tmp_path / "t.npy")

@@ -332,6 +332,10 @@ def test_sound(recipe: str, run: Run, tmp_path: Path) -> None:
     assert (config.codec, config.sample_rate, config.vocab_size) == ("mu-law-8bit-minmax", 2000, 256)
     said = run("predict", tmp_path / "d", "-m", tmp_path / "run" / "model")
     assert len(said.rows) == 48
+    loose = run("predict", tmp_path / "d" / "high", "-m", tmp_path / "run" / "model")
+    assert [row[3:] for row in loose.rows] == [row[4:] for row in said.rows[:24]]
+    refused = run("finetune", tmp_path / "d" / "high", "--from-scratch", recipe, "-o", tmp_path / "other")
+    assert "a folder without classes, sound: put the files of each class into a folder" in refused.err
 
 
 def learn(tmp_path: Path, recipe: str, data: Path, *options: str) -> dict[str, float]:
@@ -396,6 +400,7 @@ def test_series_find_spikes(tmp_path: Path, recipe: str, run: Run) -> None:
             lines.append(
                 f"s{s},{500 + rng.normal() + 40 * spikes[t]:.3f},{rng.normal():.3f},{'spike' if spikes[t] else 'ok'}"
             )
+    lines[-1] = lines[-1].rpartition(",")[0] + ","  # a step without a label
     path = tmp_path / "d.csv"
     path.write_text("\n".join(lines) + "\n")
     options = ["--data.values=[x,other]", "--data.series=who", "--epochs=12", "--batch_size=8"]
@@ -407,6 +412,7 @@ def test_series_find_spikes(tmp_path: Path, recipe: str, run: Run) -> None:
     truth = [line.split(",")[3] for line in lines[1:31]]
     agree = np.mean([a == b for a, b in zip(said.rows[0][4].split(), truth, strict=True)])
     assert agree > 0.9
+    assert [len(said.rows[-1][3].split()), said.rows[-1][3].split()[-1]] == [30, "-"]
 
 
 @pytest.fixture(scope="module")
