@@ -56,7 +56,7 @@ class Reader:
                 shown = sequence[at : at + 1] or "?"
                 raise BadRecord(
                     f"{example.where}: {shown!r} at position {at + 1} of {example.id!r} is no letter of the alphabet "
-                    f"{self.alphabet!r}; correct it, or name another alphabet with --alphabet"
+                    f"{self.alphabet!r}; correct it, or, to train, name another alphabet with --alphabet"
                 )
             return codes
         tokens = as_tokens(sequence) if isinstance(sequence, str) else sequence

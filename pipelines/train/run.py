@@ -174,6 +174,8 @@ def fit_from(
     mixed = recipe.precision == "bf16" or (recipe.precision == "auto" and gpu)
     start = 0 if resume is None else resumed_step(resume, checkpoint.path)
     data.start_step = start
+    if start:
+        log.info("goes on after step %d", start)
     callbacks: list[Callback] = [*more, checkpoint]
     training.minutes = lambda: checkpoint.minutes
     if max_minutes is not None:
