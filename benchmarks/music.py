@@ -32,6 +32,7 @@ import numpy as np
 import soundfile
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
+from torchaudio.functional import melscale_fbanks
 
 from mamba_seq.data_prep.codecs import get_codec
 
@@ -96,11 +97,8 @@ def power(clip: Reals) -> Reals:
 
 def log_mel(energy: Reals) -> Reals:
     """Return the energy (F, 40) of mel bands in dB."""
-    low, high = (2595 * np.log10(1 + hertz / 700) for hertz in (50, 7600))
-    edges = 700 * (10 ** (np.linspace(low, high, BANDS + 2) / 2595) - 1)
-    bins, widths = np.fft.rfftfreq(WINDOW, 1 / RATE)[None], np.diff(edges)[:, None]
-    weights = np.minimum((bins - edges[:-2, None]) / widths[:-1], (edges[2:, None] - bins) / widths[1:])
-    return np.asarray(10 * np.log10(energy @ np.maximum(weights, 0).T + 1e-10))
+    bands = melscale_fbanks(WINDOW // 2 + 1, 50.0, 7600.0, BANDS, RATE).double().numpy()
+    return np.asarray(10 * np.log10(energy @ bands + 1e-10))
 
 
 def one_tone(energy: Reals) -> NDArray[np.bool_]:
