@@ -246,15 +246,7 @@ class Captured:
                     for _ in range(WARM_UP):  # kernels are compiled and libraries set up outside of the graph
                         step()
                 torch.cuda.current_stream().wait_stream(stream)
-                try:
-                    with (
-                        without_collection(),
-                        torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"),
-                    ):
-                        step()
-                except RuntimeError:
-                    end_capture(stream, random)
-                    raise
+                capture(self._graph, step, stream, random)
                 # a graph has addresses only: what they belong to lives as long as it does
                 self._kept = (changed, model, prepared_steps(model))
             finally:
@@ -270,15 +262,20 @@ class Captured:
         self._graph.reset()
 
 
-@contextlib.contextmanager
-def without_collection() -> Iterator[None]:
-    """Keep Python from collecting cycles meanwhile: an earlier graph that is freed inside of a capture ends it."""
-    enabled = gc.isenabled()
-    gc.disable()
+def capture(
+    graph: torch.cuda.CUDAGraph, step: Callable[[], None], stream: torch.cuda.Stream, random: torch.Generator | None
+) -> None:
+    """Capture a step; whatever ends that, random numbers can be drawn again afterwards."""
+    collects = gc.isenabled()
+    gc.disable()  # an earlier graph that is freed inside of a capture would end it
     try:
-        yield
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            step()
+    except RuntimeError:
+        end_capture(stream, random)
+        raise
     finally:
-        if enabled:
+        if collects:
             gc.enable()
 
 
