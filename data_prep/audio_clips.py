@@ -132,6 +132,8 @@ class TrainingClips(Dataset[Clip]):
         )
 
     def _variation(self, number: int, cut: bool) -> Variation:
+        if not (self._speed or self._flip or self._skip):
+            return Variation()
         rng = np.random.default_rng((self.seed, number, 3))
         return draw_variation(rng, self._speed, self._flip, 0 if cut else self._skip)
 

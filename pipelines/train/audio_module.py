@@ -56,14 +56,17 @@ class WaveformTraining(Training):
         return loss
 
     def validation_step(self, batch: AudioBatch, batch_idx: int) -> None:
-        """Log the bits per sample of a batch, averaged over the samples of all clips."""
-        samples = int(batch.lengths.sum())
-        self.log("val_bits", bits_per_sample(1.0) * self._loss(batch), batch_size=max(1, samples), on_epoch=True)
+        """Log the bits per sample of a batch, averaged over the samples of all clips; with a contrast, who is told."""
+        samples = max(1, int(batch.lengths.sum()))
         if self.contrast:
             inputs, targets = inputs_and_targets(batch, self.silence)
             next_one = (batch.labels + 1) % len(self.model.config.labels)
             own, other = (self._log_likelihood(inputs, targets, each) for each in (batch.labels, next_one))
             self.log("val_told", (own > other).float().mean(), batch_size=len(own), on_epoch=True)
+            loss = -own.sum() / samples
+        else:
+            loss = self._loss(batch)
+        self.log("val_bits", bits_per_sample(1.0) * loss, batch_size=samples, on_epoch=True)
 
     def _contrasted(self, batch: AudioBatch) -> Tensor:
         """Return the loss with the contrast: softplus of how much likelier another class is, of clips with a class.
