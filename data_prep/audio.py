@@ -76,6 +76,9 @@ class AudioDataConfig:
     """Turn half of the training clips upside down, for the same end: nobody hears it."""
     skip: int = 0
     """Leave up to so many samples out at the beginning of files that are no longer than a clip, for the same end."""
+    trim: bool = False
+    """Of files that are no longer than a clip, leave out the room before and after their sound, of held-out ones too: by
+    its noise a model knows which recording it hears, and needs no class to say what comes."""
     draw: Draw = "file"
     """Draw clips file after file (file), every place equally likely (length), or a class first (label)."""
     validation_clips: int = 256
@@ -190,6 +193,7 @@ class AudioData(L.LightningDataModule):
             config.speed,
             config.flip,
             config.skip,
+            config.trim,
         )
         return ClipBatches(
             clips, config.length, self.codec.silence, config.batch_size, start_step, rank, world_size, config.learn_end
@@ -197,7 +201,9 @@ class AudioData(L.LightningDataModule):
 
     def evaluation_clips(self, split: Split, most: int = 0) -> EvaluationClips:
         """A fixed list of clips of a split, end to end, at most so many; 0 for all."""
-        return EvaluationClips(self.sounds, self._of(split), self._numbers(), self.codec, self.config.length, most)
+        return EvaluationClips(
+            self.sounds, self._of(split), self._numbers(), self.codec, self.config.length, most, self.config.trim
+        )
 
     def evaluation_loader(self, clips: EvaluationClips) -> DataLoader[Any]:
         """Batches of such a list, in its order."""
