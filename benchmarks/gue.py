@@ -7,6 +7,9 @@ choice of rates. The first seed runs every setting; the one of the least validat
 the other seeds. The test split decides nothing. The same command goes on with runs that were ended at the deadline;
 until then they are in no mean.
 
+With `--examples N` every seed draws N training examples and half as many for validation, the same for both starts, and
+tests on all of the test split: what pretraining is worth to who has few labels. They are in OUT/data/SEED/TASK.
+
 OUT/runs/TASK--START--RATE--BACKBONE--SEED, OUT/gue.csv (a row a finished run), OUT/gue_curves.csv, OUT/rows.md.
 """
 
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from side_by_side import CLI, Job, run_jobs, write_table
 
 STARTS = ("scratch", "pretrained")
@@ -77,6 +81,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rates", nargs="+", default=["3e-4", "1e-3", "3e-3"])
     parser.add_argument("--backbone-rates", nargs="+", default=["1"], help="of the pretrained start: see backbone_rate")
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="last: options of every run")
+    parser.add_argument("--examples", type=int, help="training examples that a seed draws; all by default")
     parser.add_argument("--at-once", type=int, default=6, help="processes on each GPU")
     parser.add_argument("--devices", nargs="+", default=[], help="numbers of GPUs")
     parser.add_argument("--deadline", type=float, default=3600.0, help="seconds after which what runs is ended")
@@ -121,9 +126,24 @@ def finetune(asked: argparse.Namespace, task: str, start: str, setting: Setting,
         begin = ["--from-scratch", str(asked.output / "scratch.yaml")]
     options = [f"--epochs={epochs}", f"--patience={epochs}", f"--batch_size={batch}", f"--strand={strand}"]
     return [
-        *("finetune", str(asked.data / task), *begin, *options, *COMMON),
+        *("finetune", str(data_of(asked, task, seed)), *begin, *options, *COMMON),
         *(f"--optim.lr={setting.rate}", f"--seed={seed}", *asked.options),
     ]
+
+
+def data_of(asked: argparse.Namespace, task: str, seed: int) -> Path:
+    """Return the folder of a task's splits; with a number of examples, of those that the seed draws."""
+    whole, drawn = asked.data / task, asked.output / "data" / str(seed) / task
+    if asked.examples is None:
+        return Path(whole)
+    drawn.mkdir(parents=True, exist_ok=True)
+    for split, most in (("train", asked.examples), ("dev", asked.examples // 2), ("test", None)):
+        (path,) = whole.glob(f"{split}.csv*")
+        table = pd.read_csv(path, dtype=str)
+        if most is not None and most < len(table):
+            table = table.sample(most, random_state=seed)
+        table.to_csv(drawn / f"{split}.csv", index=False)
+    return drawn
 
 
 def record_of(run: Path) -> Path:

@@ -77,8 +77,8 @@ class AudioDataConfig:
     skip: int = 0
     """Leave up to so many samples out at the beginning of files that are no longer than a clip, for the same end."""
     trim: bool = False
-    """Of files that are no longer than a clip, leave out the room before and after their sound, of held-out ones too: by
-    its noise a model knows which recording it hears, and needs no class to say what comes."""
+    """Leave out the room before and after the sound of files that are no longer than a clip, held-out ones too: by its
+    noise a model knows which recording it hears, and needs no class to say what comes."""
     draw: Draw = "file"
     """Draw clips file after file (file), every place equally likely (length), or a class first (label)."""
     validation_clips: int = 256

@@ -46,11 +46,6 @@ class AudioJob(Job):
                 "the recipe is conditional, but its sound files have no classes; set data.folder_labels, or "
                 "conditional to false"
             )
-        if self.recipe.contrast and len(self.data.labels) < 2:
-            raise RecipeError(
-                f"contrast is {self.recipe.contrast}, expected 0: its sound files have one class, "
-                f"{self.data.labels[0]}, and no other to be told from"
-            )
 
     def splits(self) -> str:
         """Return the table of the files of training, validation and test."""
@@ -76,8 +71,7 @@ class AudioJob(Job):
         """Return the training step."""
         recipe, waveform = self.recipe, cast("LanguageModel", model)
         waveform.backbone.gradient_checkpointing = recipe.gradient_checkpointing
-        silence = self.data.codec.silence
-        return WaveformTraining(waveform, recipe.optim, recipe.log_every, recipe.seed, silence, recipe.contrast)
+        return WaveformTraining(waveform, recipe.optim, recipe.log_every, recipe.seed, self.data.codec.silence)
 
     def draw_curves(self, run: Path) -> None:
         """Draw bits per sample."""

@@ -25,9 +25,6 @@ class AudioRecipe(BaseRecipe):
     """How levels become vectors: each has its own, as in the papers, or they are a linear map of waves."""
     conditional: bool = False
     """Tell the model the class of each clip, so that it can be asked for one; but for data.label_dropout of them."""
-    contrast: float = 0.0
-    """If conditional, weight of a loss by which clips become likelier under their own class than under another, so that
-    it is heard which one was asked for; twice the time a step."""
     guidance: float = 1.0
     """With data.label_dropout, how much generate guides the model unless told otherwise; 1 is not at all."""
     gradient_checkpointing: bool | int = False
@@ -44,11 +41,6 @@ class AudioRecipe(BaseRecipe):
             raise ValueError(
                 f"data.label_dropout is {self.data.label_dropout}, expected 0: the recipe is not conditional, and the "
                 "model is told no label that could be left out"
-            )
-        if not (math.isfinite(self.contrast) and self.contrast >= 0) or (self.contrast and not self.conditional):
-            raise ValueError(
-                f"contrast is {self.contrast}, expected a number of at least 0, and 0 unless the recipe is "
-                "conditional: it is one of classes"
             )
         if not (math.isfinite(self.guidance) and self.guidance >= 0):
             raise ValueError(f"guidance is {self.guidance}, expected a number of at least 0")

@@ -15,6 +15,7 @@ import torch
 from mamba_seq.data_prep.audio import AudioData, AudioDataConfig
 from mamba_seq.data_prep.audio_augment import Variation
 from mamba_seq.data_prep.audio_clips import AudioBatch, inputs_and_targets
+from mamba_seq.data_prep.audio_trim import trimmed
 from mamba_seq.data_prep.codecs import get_codec
 from mamba_seq.data_prep.errors import NoRecords, TooFewData
 from mamba_seq.data_prep.splits import SPLITS
@@ -163,6 +164,42 @@ def test_faster_is_higher(speed: float, frequency: float) -> None:
     assert np.abs(np.fft.rfft(clip * np.hanning(8000))).argmax() * 2 == frequency
     assert len(variation.of(tone[:0], 8000)) == 0
     assert len(Variation(skip=10).of(tone[:4], 8000)) == 2
+
+
+def test_words_are_trimmed_to_their_sound() -> None:
+    rate = 16000
+    rng = np.random.default_rng(0)
+    room = rng.normal(0, 0.002, rate).astype(np.float32)
+    word = room.copy()
+    word[4000:9600] += np.sin(np.arange(5600) * 0.2).astype(np.float32)
+    found = trimmed(word, rate)
+    assert np.array_equal(found, word[4000 - 480 : 9600 + 1600])
+    # a quiet beginning, 25 dB below the rest, belongs to it; without a room the threshold is 20 dB below
+    word[3200:4000] += 0.056 * np.sin(np.arange(800) * 0.2).astype(np.float32)
+    assert len(trimmed(word, rate)) == 6400 + 480 + 1600
+    assert len(trimmed(word[3200:9600], rate)) == 5600 + 480
+    for whole in (room, 0 * room, word[:100], word[:0]):
+        assert np.array_equal(trimmed(whole, rate), whole)
+    assert trimmed(np.ones(800, np.float32), 8000).size == 800
+
+
+def test_clips_may_be_trimmed(digits: Path, music: Path, tmp_path: Path) -> None:
+    padded = tmp_path / "padded"
+    padded.mkdir()
+    for path in digits.iterdir():
+        samples, rate = soundfile.read(path)
+        soundfile.write(padded / path.name, np.pad(samples, (rate // 2, rate // 4)), rate)
+    fields = {"length": 8000, "codec": "linear-16bit-gain"}
+    made = data(padded, trim=True, **fields)
+    before, after = round(0.03 * RATE), round(0.1 * RATE)
+    for plain, found in zip(first(data(digits, **fields), 3), first(made, 3), strict=True):
+        spare = found.lengths - plain.lengths - before - after
+        assert (spare.abs() <= 2 * RATE // 100).all(), spare  # whole frames
+        assert torch.equal(plain.labels, found.labels)
+    longest = max(len(made.evaluation_clips("test")[i].levels) for i in range(6))
+    assert longest < min(made.sounds.lengths) - before - after
+    # a stretch of a longer recording is any
+    assert same(first(data(music, split="file", trim=True), 3), first(data(music, split="file"), 3))
 
 
 def test_chunks_of_long_files(music: Path) -> None:

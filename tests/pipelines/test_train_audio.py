@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,13 +16,13 @@ import soundfile
 import torch
 
 from mamba_seq import LanguageModel, ModelError, from_pretrained, models_zoo
-from mamba_seq.data_prep.audio_clips import AudioBatch, inputs_and_targets
+from mamba_seq.data_prep.audio_clips import AudioBatch
 from mamba_seq.data_prep.errors import NoRecords
 from mamba_seq.pipelines.errors import RecipeError
 from mamba_seq.pipelines.train import checkpoint_files
 from mamba_seq.pipelines.train.audio_finish import histogram
 from mamba_seq.pipelines.train.audio_job import AudioJob
-from mamba_seq.pipelines.train.audio_module import WaveformTraining, other_classes
+from mamba_seq.pipelines.train.audio_module import WaveformTraining
 from mamba_seq.pipelines.train.checkpoint_files import has_checkpoint, whole_checkpoint, write_checkpoint
 from mamba_seq.pipelines.train.recipe import AudioRecipe, OptimConfig, read_recipe
 from mamba_seq.pipelines.train.run import main
@@ -302,52 +301,6 @@ def test_what_is_filled_up_counts_for_nothing(recipe: str) -> None:
     assert torch.equal(training._loss(other), loss)
 
 
-def test_a_contrast_is_how_much_likelier_other_classes_are(recipe: str) -> None:
-    fields, _ = read_recipe(Path(recipe), ["--contrast=0.7"])
-    job = AudioJob(fields)
-    job.prepare()
-    training = job.training(LanguageModel(job.model_config()).train())
-    batch = job.data.training_batches().batch(0)
-    labels = torch.tensor([0, 1, -1, 0])
-    batch = AudioBatch(batch.levels, batch.lengths, labels)
-
-    def likelihood(classes: list[int]) -> torch.Tensor:
-        training.seed_step()
-        logits = training.model(inputs, labels=torch.tensor(classes)).log_softmax(-1)
-        return (logits.gather(-1, targets.clamp(min=0)[..., None])[..., 0] * (targets >= 0)).sum(dim=1)
-
-    with mock.patch.object(WaveformTraining, "global_step", 3):
-        inputs, targets = inputs_and_targets(batch, training.silence)
-        own, other = likelihood([0, 1, -1, 0]), likelihood([1, 0, -1, 1])
-        excess = torch.log1p(torch.exp(-0.1 * (own - other)))[labels >= 0].sum() / 0.1
-        expected = (0.7 * excess - own.sum()) / (targets >= 0).sum()
-        loss = training.training_step(batch, 0)
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    loss.backward()
-    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in training.parameters())
-
-
-def test_a_contrast_teaches_classes(recipe: str, tmp_path: Path) -> None:
-    told = {}
-    for weight in (1e-9, 2):
-        fields = ["--data.label_dropout=0", "--guidance=1", "--optim.steps=25", "--val_every=25", "--optim.lr=0.02"]
-        main(recipe, tmp_path / str(weight), [f"--contrast={weight}", *fields])
-        rows = metrics(tmp_path / str(weight))
-        told[weight] = np.mean([float(row["value"]) for row in rows if row["name"] == "told"][-6:])
-        assert [row["name"] for row in rows].count("val_told") == 1
-    assert told[1e-9] < 0.9
-    assert told[2] > 0.95
-
-
-def test_other_classes_are_drawn_alike() -> None:
-    torch.manual_seed(0)
-    drawn = other_classes(torch.tensor([2, -1]).repeat(3000), 4).view(-1, 2)
-    assert bool((drawn[:, 1] == -1).all())
-    counts = drawn[:, 0].bincount(minlength=4)
-    assert counts[2] == 0
-    assert int(counts[[0, 1, 3]].min()) > 900
-
-
 def test_mistakes_write_nothing(recipe: str, tmp_path: Path) -> None:
     mistakes: dict[str, tuple[type[Exception], str]] = {
         "--data.roots=[nowhere]": (ValueError, "nowhere is not a folder"),
@@ -358,12 +311,6 @@ def test_mistakes_write_nothing(recipe: str, tmp_path: Path) -> None:
         "--optim.next_token_weight=1": (RecipeError, "next_token_weight is 1"),
         "--data.label_dropout=1": (RecipeError, r"data\.label_dropout is 1"),
         "--conditional=false": (RecipeError, r"data\.label_dropout is 0\.3, expected 0: the recipe is not conditional"),
-        "--contrast=-1": (RecipeError, "contrast is -1"),
-        "--conditional=false --data.label_dropout=0 --guidance=1 --contrast=1": (
-            RecipeError,
-            "contrast is 1.0, expected a number",
-        ),
-        "--contrast=1 --data.labels=[one]": (RecipeError, "contrast is 1.*one class, one, and no other"),
         "--guidance=-1": (RecipeError, "guidance is -1"),
         "--data.label_dropout=0": (RecipeError, "guidance is 1.5, expected 1: without data.label_dropout"),
         "--gradient_checkpointing=-1": (RecipeError, "gradient_checkpointing is -1"),
