@@ -37,7 +37,8 @@ from mamba_seq.data_prep.audio_files import AudioFile, detect_layout, find_audio
 from mamba_seq.data_prep.audio_io import read_audio
 from mamba_seq.heads import LanguageModel
 from mamba_seq.loading import from_pretrained
-from mamba_seq.pipelines.generate_audio import AudioRequest, generate_audio
+from mamba_seq.pipelines.audio_request import AudioRequest
+from mamba_seq.pipelines.generate_audio import generate_audio
 from mamba_seq.pipelines.models import locate_model
 from mamba_seq.pipelines.runtime import start
 from mamba_seq.pipelines.speech.classifier import Classifier, load_classifier

@@ -11,7 +11,8 @@ from mamba_seq.errors import ModelError
 from mamba_seq.heads import LanguageModel
 from mamba_seq.loading import from_pretrained
 from mamba_seq.pipelines import models
-from mamba_seq.pipelines.generate_audio import AudioRequest, generate_audio
+from mamba_seq.pipelines.audio_request import AudioRequest
+from mamba_seq.pipelines.generate_audio import generate_audio
 
 if TYPE_CHECKING:
     import torch

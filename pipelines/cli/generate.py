@@ -100,8 +100,8 @@ def generate(
     import secrets
 
     from mamba_seq.counted import Drawing, check_drawing
+    from mamba_seq.pipelines.audio_request import AudioRequest
     from mamba_seq.pipelines.generate import generate as generate_with
-    from mamba_seq.pipelines.generate_audio import AudioRequest
     from mamba_seq.pipelines.runtime import start, use
 
     seed = secrets.randbits(32) if settings.seed is None else settings.seed

@@ -17,6 +17,7 @@ import torch
 from mamba_seq import LanguageModel, MambaConfig, ModelConfig, SaShiMiConfig
 from mamba_seq.data_prep.codecs import get_codec
 from mamba_seq.pipelines import gallery, generate_audio
+from mamba_seq.pipelines.clip_places import COLUMNS
 from mamba_seq.pipelines.sound_files import FORMATS, encode, to_pcm
 
 LABELS = ["zero", "one", "two/2"]
@@ -101,7 +102,7 @@ def test_table_and_files(run: Any, model: Path, tmp_path: Path) -> None:
 def test_table_is_as_it_was(run: Any, plain: Path, tmp_path: Path) -> None:
     make(run, plain, "-n", 2, "-o", tmp_path, "--temperature", 0)
     rows = table(tmp_path)
-    assert list(rows[0]) == list(generate_audio.COLUMNS)
+    assert list(rows[0]) == list(COLUMNS)
     fixed = [[row[name] for name in ("file", "label", "seed", "index", "seconds")] for row in rows]
     assert fixed == [["clip-0000.wav", "NA", "7", "0", "0.05"], ["clip-0001.wav", "NA", "7", "1", "0.05"]]
     # the most probable levels are the same in both
