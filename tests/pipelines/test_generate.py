@@ -130,13 +130,13 @@ def test_every_format_opens_with_its_length_and_rate(run: Any, plain: Path, tmp_
     info = soundfile.info(file)
     assert (info.samplerate, info.channels) == (16000, 1)
     assert info.frames == 4800
-    if tool := shutil.which("ffprobe"):
+    if tool := shutil.which(
+        "ffmpeg"
+    ):  # what it decodes: the length that a probe reads off an MP3 has the encoder's padding
         found = subprocess.run(
-            [tool, "-v", "error", "-show_entries", "stream=sample_rate,duration", "-of", "json", file],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        stream = json.loads(found.stdout)["streams"][0]
-        assert float(stream["duration"]) == pytest.approx(0.3, abs=0.08)
+            [tool, "-v", "error", "-i", file, "-f", "s16le", "-ar", "16000", "-"], capture_output=True, check=True
+        )
+        assert len(found.stdout) / 2 == pytest.approx(4800, abs=200 if form == "ogg" else 1)
     make(run, plain, "-o", tmp_path / "folder", "--format", form)
     assert (tmp_path / "folder" / f"clip-0000.{form}").exists()
 
