@@ -1,8 +1,7 @@
 """Which examples are for training, validation and test: as the data say, or made by seed.
 
 Examples of one group, and those with the same sequence, stay together. Classes keep their shares in each split as far
-as
-that lets them; a class of one member stays in training.
+as that lets them; a class of one member stays in training.
 """
 
 import dataclasses
@@ -33,8 +32,7 @@ def assign_splits(
 
     Raises:
         DataError: Some rows name a split and some do not, a split is empty, or one to measure on has a class that
-        training
-            lacks.
+            training lacks.
     """
     given = [e.split for e in examples]
     if any(given) and not all(given):
@@ -46,9 +44,14 @@ def assign_splits(
     made = [(split, part) for split, part in wanted if split not in present]
     rng = np.random.default_rng(seed)
     total = len(splits)
+    warnings = []
     for split, part in made:
         _carve(splits, examples, targets, split, max(1, round(part * total)), rng)
-    warnings = across(examples, splits)
+        if split not in splits and _take_one(splits, examples, targets, split):
+            warnings.append(
+                f"{split} is {splits.count(split)} of {total} examples that must stay together: no fewer were to be had"
+            )
+    warnings += across(examples, splits)
     for split in SPLITS:
         if split not in splits:
             raise TooFewData(
@@ -139,6 +142,20 @@ def _carve(
             taken += len(cluster)
             for i in cluster:
                 splits[i] = split
+
+
+def _take_one(splits: list[Split], examples: Sequence[Example], targets: Targets, split: Split) -> bool:
+    """Move the smallest cluster of training examples without which training keeps every class, if others are left."""
+    pool = [cluster for cluster in clusters(examples) if all(splits[i] == "train" for i in cluster)]
+    left = Counter(_stratum(targets, i) for i, s in enumerate(splits) if s == "train")
+    still = 1 + ("validation" not in splits and split == "test")  # parts for what is not made yet
+    for cluster in sorted(pool, key=len) if len(pool) > still else ():
+        leaving = Counter(_stratum(targets, i) for i in cluster)
+        if all(left[c] > n for c, n in leaving.items()):
+            for i in cluster:
+                splits[i] = split
+            return True
+    return False
 
 
 def _stratum(targets: Targets, i: int) -> object:

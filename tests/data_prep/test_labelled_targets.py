@@ -99,6 +99,24 @@ def test_splits_keep_groups_and_equal_sequences_together(tmp_path: Path) -> None
     assert any("'9' has" in warning for warning in first.warnings) or first.splits[-1] == "train"
 
 
+def test_three_large_groups_are_one_a_split(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = ["".join(rng.choice(list("ACGT"), 20)) + f",{'ab'[i % 2]},chr{1 + (i >= 19) + (i >= 39)}" for i in range(60)]
+    data = table(tmp_path, rows, "sequence,label,group")
+    targets = make_targets(data, "sequence-classification")
+    sizes = {group: sum(e.group == group for e in data.examples) for group in ("chr1", "chr2", "chr3")}
+    assigned = assign_splits(data.examples, targets)
+    found = {(e.group, split) for e, split in zip(data.examples, assigned.splits, strict=True)}
+    assert len(found) == 3
+    assert {split for _, split in found} == {"train", "validation", "test"}
+    smallest = min(sizes, key=lambda group: sizes[group])
+    assert (smallest, "test") in found
+    assert any(f"test is {sizes[smallest]} of 60 examples that must stay together" in w for w in assigned.warnings)
+    two = table(tmp_path, [row for row in rows if not row.endswith("chr3")], "sequence,label,group")
+    with pytest.raises(TooFewData, match=r"make no test split.*leaves 2 parts"):
+        assign_splits(two.examples, make_targets(two, "sequence-classification"))
+
+
 def test_given_splits_and_their_traps(tmp_path: Path) -> None:
     rows = ["ACGT,a,train", "ACGA,b,train", "acgt,a,test", "AGGT,b,dev", "ATGT,a,val"]
     data = table(tmp_path, rows, "sequence,label,split")
