@@ -8,6 +8,7 @@
     .npy                     series (rows, L) or (rows, L, F)
     FASTA, FASTQ             labels in the header, or in a table of ids (`labelled_fasta`)
     GenBank                  features, one of whose qualifiers is the label (`labelled_features`)
+    sound                    one recording, without a label
 
 Text files may be compressed. What an example lacks (label, split, group) is None or "".
 """
@@ -185,9 +186,13 @@ def read_file(path: Path, config: LabelledConfig) -> Labelled:
         from mamba_seq.data_prep.labelled_fasta import read_fasta
 
         return read_fasta(path, config)
+    from mamba_seq.data_prep.labelled_folders import SOUNDS, read_sound
+
+    if suffix in SOUNDS:
+        return read_sound(path, config)
     raise NoRecords(
         f"{path} is of no known form: its name ends in {suffix or 'nothing'!r} and it starts with {start[:30]!r}; "
-        "FASTA, FASTQ, GenBank, .csv, .tsv, .parquet, .bed or .npy, or a folder, was expected"
+        "FASTA, FASTQ, GenBank, sound, .csv, .tsv, .parquet, .bed or .npy, or a folder, was expected"
     )
 
 

@@ -71,6 +71,12 @@ def read_folder(root: Path, config: LabelledConfig) -> Labelled:
     return found
 
 
+def read_sound(path: Path, config: LabelledConfig) -> Labelled:
+    """Read one recording, which has no label."""
+    sound = [_sound(path, path.name, None, config)]
+    return Labelled("a sound file", sound, sample_rate=config.sample_rate, codec=DEFAULT.name)
+
+
 def _read_sounds(root: Path, files: Classes, found: Labelled, config: LabelledConfig) -> None:
     """Read the recordings of each class; those that cannot be read are left out and told, as in training on sound."""
     found.kind, found.codec, found.sample_rate = f"{found.kind}, sound", DEFAULT.name, config.sample_rate

@@ -334,6 +334,8 @@ def test_sound(recipe: str, run: Run, tmp_path: Path) -> None:
     assert len(said.rows) == 48
     loose = run("predict", tmp_path / "d" / "high", "-m", tmp_path / "run" / "model")
     assert [row[3:] for row in loose.rows] == [row[4:] for row in said.rows[:24]]
+    alone = run("predict", tmp_path / "d" / "high" / "0.wav", "-m", tmp_path / "run" / "model")
+    assert alone.rows == loose.rows[:1]
     refused = run("finetune", tmp_path / "d" / "high", "--from-scratch", recipe, "-o", tmp_path / "other")
     assert "a folder without classes, sound: put the files of each class into a folder" in refused.err
 
