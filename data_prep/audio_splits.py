@@ -92,7 +92,8 @@ def split_audio(
         if wanted and not made.of(split):
             raise TooFewData(
                 f"{len(files)} sound files leave none for {split}; add files (or cut long ones), hold out less, "
-                "or split by file"
+                + ("" if by == "file" else "split by file, ")
+                + "or name files in data.test_files and data.validation_files"
             )
     return made
 

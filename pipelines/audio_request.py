@@ -10,15 +10,17 @@ from typing import NamedTuple
 import numpy as np
 
 from mamba_seq.counted import Drawing
-from mamba_seq.data_prep.audio_io import audio_info, read_audio
+from mamba_seq.data_prep.audio_io import SUFFIXES, audio_info, read_audio
 from mamba_seq.data_prep.codecs import Codec, Levels
-from mamba_seq.pipelines.errors import RequestError
+from mamba_seq.pipelines.errors import OutputError, RequestError
 from mamba_seq.pipelines.output import STDOUT
-from mamba_seq.pipelines.sound_files import format_of
+from mamba_seq.pipelines.sound_files import FORMATS, format_of
 
 log = logging.getLogger("mamba_seq.pipelines")
 
 ALL = "all"
+NOT_WRITTEN = {*SUFFIXES, ".m4a", ".aac", ".wma", ".pcm", ".raw"} - {f".{form}" for form in FORMATS}
+"""Suffixes of sound that a folder of clips is not meant by."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,31 @@ class AudioRequest:
     """Of the files; None goes by the suffix of a file, and is wav in a folder."""
     gallery: str | None = None
     """A page to write."""
+
+    @property
+    def form(self) -> str:
+        """The format of the files.
+
+        Raises:
+            OutputError: The output's suffix is that of another format, or of one that is not written; or raw samples
+                are to be in one.
+        """
+        suffix = format_of(self.output) if self.is_file else None
+        if self.format is not None and self.format != (suffix or self.format):
+            raise OutputError(
+                f"{self.output} ends in .{suffix}, and --format is {self.format}; leave one of the two out"
+            )
+        if self.format is not None and self.output == STDOUT and self.gallery is None:
+            raise OutputError(
+                f"--format is {self.format}, and -o - writes raw samples of 16 bits; name a file or a folder, or leave "
+                "--format out"
+            )
+        ending = Path(self.output).suffix.lower()
+        if not self.is_file and ending in NOT_WRITTEN and not Path(self.output).is_dir():
+            raise OutputError(
+                f"clips are not written as {ending}; name a file ending in .{', .'.join(FORMATS)}, or a folder"
+            )
+        return self.format or suffix or "wav"
 
     @property
     def is_file(self) -> bool:

@@ -4,6 +4,7 @@ Files appear together at the end: they wait in a hidden folder beside where they
 """
 
 import contextlib
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -11,6 +12,9 @@ from pathlib import Path
 from mamba_seq.pipelines.audio_request import AudioRequest, Clip
 from mamba_seq.pipelines.errors import OutputError
 from mamba_seq.pipelines.output import STDOUT, check_output, open_output
+from mamba_seq.pipelines.sound_files import format_of
+
+log = logging.getLogger("mamba_seq.pipelines")
 
 TABLE = "clips.tsv"
 COLUMNS = ("file", "label", "seed", "index", "seconds", "log_likelihood", "bits_per_sample", "peak")
@@ -78,6 +82,13 @@ class Places:
         if self._beside is not None:
             lines = ["\t".join(row) for row in [list(COLUMNS), *self._rows]]
             self._write(self._beside / TABLE, ("\n".join(lines) + "\n").encode())
+            made = {file.name for file in self._beside.iterdir()}
+            others = [p for p in Path(self._request.output).iterdir() if format_of(p.name) and p.name not in made]
+            if others:
+                log.warning(
+                    "%s has %d sound file%s from before, such as %s, which the new %s does not list",
+                    *(self._request.output, len(others), "s" * (len(others) > 1), others[0].name, TABLE),
+                )
             for file in sorted(self._beside.iterdir(), key=lambda file: file.name == TABLE):
                 file.replace(Path(self._request.output) / file.name)
         if self._page:

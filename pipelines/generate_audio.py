@@ -20,7 +20,7 @@ from mamba_seq.pipelines.clip_places import COLUMNS, Places
 from mamba_seq.pipelines.errors import OutputError, RequestError
 from mamba_seq.pipelines.gallery import Gallery
 from mamba_seq.pipelines.output import STDOUT
-from mamba_seq.pipelines.sound_files import check_rate, encode, format_of, to_pcm
+from mamba_seq.pipelines.sound_files import check_rate, encode, to_pcm
 from mamba_seq.waveform_decoding import WaveformDecoder, with_guidance
 
 log = logging.getLogger("mamba_seq.pipelines")
@@ -70,7 +70,7 @@ def generate_audio(model: LanguageModel, spec: str, request: AudioRequest, show:
     assert config.codec is not None
     assert config.sample_rate is not None
     codec, sample_rate = get_codec(config.codec), config.sample_rate
-    form = request.format or (format_of(request.output) if request.is_file else None) or "wav"
+    form = request.form
     if request.output != STDOUT or request.gallery is not None:
         check_rate(form, sample_rate)
     try:

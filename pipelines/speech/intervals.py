@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 RESAMPLES = 1000
+LEAST = 5
+"""Clips of a set, below which there is no interval: few that are drawn again are much like each other."""
 
 
 def bootstrap(
@@ -20,7 +22,7 @@ def bootstrap(
     resamples: int = RESAMPLES,
     lowest: float = -np.inf,
 ) -> tuple[float, float]:
-    """Return the interval of a score.
+    """Return the interval of a score; two NaN where a set has fewer than `LEAST` clips, or the score is not always one.
 
     Args:
         score: takes the numbers of drawn clips, an array for each set.
@@ -30,6 +32,8 @@ def bootstrap(
         resamples: how many.
         lowest: what the score cannot fall below.
     """
+    if min(counts) < LEAST:
+        return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
     drawn = np.array([score(*(rng.integers(n, size=n) for n in counts)) for _ in range(resamples)])
     if not np.isfinite(drawn).all():

@@ -143,10 +143,8 @@ def summary(measured: Measured) -> list[str]:
     for row in measured.metrics:
         if row.metric in MEANING and math.isfinite(row.value):
             real = f"; real recordings {row.real:.3f}" if math.isfinite(row.real) else ""
-            lines.append(
-                f"{row.metric} {row.value:.3f} ({row.low:.3f} to {row.high:.3f}, {row.samples} clips{real}): "
-                f"{MEANING[row.metric]}"
-            )
+            within = f"{row.low:.3f} to {row.high:.3f}" if math.isfinite(row.low) else "too few for an interval"
+            lines.append(f"{row.metric} {row.value:.3f} ({within}, {row.samples} clips{real}): {MEANING[row.metric]}")
     return lines
 
 
@@ -197,7 +195,7 @@ def _agreement(
         lowest=0.0,
     )
     counts = confusion_matrix(asked[there], said[there], len(classifier.labels))
-    return [Metric("agreement", mean, low, min(1.0, high), int(there.sum())), *rows], counts.tolist()
+    return [Metric("agreement", mean, low, float(np.minimum(1.0, high)), int(there.sum())), *rows], counts.tolist()
 
 
 def _right(classifier: Classifier, real: Clips, theirs: Heard) -> dict[str, float]:

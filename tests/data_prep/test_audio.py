@@ -178,6 +178,13 @@ def test_words_are_trimmed_to_their_sound() -> None:
     word[3200:4000] += 0.056 * np.sin(np.arange(800) * 0.2).astype(np.float32)
     assert len(trimmed(word, rate)) == 6400 + 480 + 1600
     assert len(trimmed(word[3200:9600], rate)) == 5600 + 480
+    # a click and a constant are no sound; a burst that belongs to a word is
+    word = room.copy()
+    word[6080:9280] += np.sin(np.arange(3200) * 0.2).astype(np.float32)
+    for place, begins in ((160, 6080), (4800, 4800)):
+        clicked = word + np.float32(0.2)
+        clicked[place : place + 40] += 1
+        assert np.array_equal(trimmed(clicked, rate), clicked[begins - 480 : 9280 + 1600])
     for whole in (room, 0 * room, word[:100], word[:0]):
         assert np.array_equal(trimmed(whole, rate), whole)
     assert trimmed(np.ones(800, np.float32), 8000).size == 800

@@ -120,6 +120,10 @@ def test_clip_depends_on_seed_and_index_alone(run: Any, model: Path, tmp_path: P
         assert (tmp_path / "a" / row["file"]).read_bytes() == (tmp_path / "b" / row["file"]).read_bytes()
         assert row in table(tmp_path / "a")
     run("generate", "-m", model, "--seconds", SECONDS, "-o", tmp_path / "c", "--seed", 8, "--label", "one")
+    fewer = run("generate", "-m", model, "--seconds", SECONDS, "-o", tmp_path / "b", "--seed", 8, "--label", "one")
+    assert re.search(
+        r"b has 9 sound files from before, such as .*\.wav, which the new clips\.tsv does not list", fewer.err
+    )
     assert (tmp_path / "c" / "one-0000.wav").read_bytes() != (tmp_path / "a" / "one-0000.wav").read_bytes()
 
 
@@ -204,6 +208,9 @@ def write(folder: Path, name: str, samples: Any, rate: int, subtype: str) -> Pat
         (["--gallery", "nowhere/x.html"], "there is no folder"),
         (["-n", "2", "-o", "x.wav"], "name a folder"),
         (["-o", "text.wav/x"], "cannot write the folder"),
+        (["-o", "x.wav", "--format", "mp3"], "x.wav ends in .wav, and --format is mp3"),
+        (["-o", "-", "--format", "mp3"], "--format is mp3, and -o - writes raw samples"),
+        (["-o", "x.aiff"], "clips are not written as .aiff; name a file ending in .wav, .flac"),
     ],
 )
 def test_bad_input_is_told_and_leaves_nothing(

@@ -117,6 +117,8 @@ def test_intervals_hold_the_value_and_its_scatter() -> None:
     assert inside >= 33
     features = rng.standard_normal((200, 5))
     value = scores.frechet_distance(features[:100], features[100:])
+    few = bootstrap(lambda i, j: float(i.mean() - j.mean()), [100, 4], 0.0)
+    assert np.isnan(few).all()
     low, high = bootstrap(
         lambda i, j: scores.frechet_distance(features[:100][i], features[100:][j]), [100, 100], value, lowest=0.0
     )
