@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import matthews_corrcoef
 
@@ -79,6 +80,23 @@ def test_the_setting_of_the_least_validation_loss_runs_the_other_seeds(
     # nothing is run twice
     assert script.main([str(tmp_path / "GUE"), *rest]) == 0
     assert len(asked) == 6
+
+
+def test_a_seed_draws_examples_of_its_own(load: Any, tmp_path: Path) -> None:
+    script: ModuleType = load("gue")
+    (tmp_path / "GUE" / "tf_0").mkdir(parents=True)
+    for split, rows in (("train", 30), ("dev", 3), ("test", 20)):
+        table = pd.DataFrame({"sequence": [f"{split}{i}" for i in range(rows)], "label": range(rows)})
+        table.to_csv(tmp_path / "GUE" / "tf_0" / f"{split}.csv.gz", index=False)
+    asked = script.parse([str(tmp_path / "GUE"), "-o", str(tmp_path), "--examples", "10"])
+    drawn = [pd.read_csv(script.data_of(asked, "tf_0", seed) / "train.csv") for seed in (0, 1, 0)]
+    assert [len(each) for each in drawn] == [10, 10, 10]
+    assert drawn[0].equals(drawn[2])
+    assert not drawn[0].equals(drawn[1])
+    assert (drawn[0]["sequence"] == "train" + drawn[0]["label"].astype(str)).all()
+    sizes = {split: len(pd.read_csv(tmp_path / "data" / "1" / "tf_0" / f"{split}.csv")) for split in ("dev", "test")}
+    assert sizes == {"dev": 3, "test": 20}
+    assert script.data_of(script.parse(["GUE", "-o", "x"]), "tf_0", 0) == Path("GUE/tf_0")
 
 
 def test_correlation_of_any_number_of_classes(load: Any) -> None:
