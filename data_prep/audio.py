@@ -148,7 +148,7 @@ class AudioData(L.LightningDataModule):
         size = sum(file.info.length(config.sample_rate) for file in files) * 4e-9
         in_memory = config.cache == "memory" or (config.cache == "auto" and size <= config.cache_gb)
         log.info("%d sound files, %.2f GB: read from %s", len(files), size, "memory" if in_memory else "disk")
-        sounds = Sounds(files, config.sample_rate, in_memory)
+        sounds = Sounds(files, config.sample_rate, in_memory, trim=config.length if config.trim else 0)
         report(sounds.skipped)
         self.skipped += sounds.skipped
         if not sounds.files:
@@ -193,7 +193,6 @@ class AudioData(L.LightningDataModule):
             config.speed,
             config.flip,
             config.skip,
-            config.trim,
         )
         return ClipBatches(
             clips, config.length, self.codec.silence, config.batch_size, start_step, rank, world_size, config.learn_end
@@ -201,9 +200,7 @@ class AudioData(L.LightningDataModule):
 
     def evaluation_clips(self, split: Split, most: int = 0) -> EvaluationClips:
         """A fixed list of clips of a split, end to end, at most so many; 0 for all."""
-        return EvaluationClips(
-            self.sounds, self._of(split), self._numbers(), self.codec, self.config.length, most, self.config.trim
-        )
+        return EvaluationClips(self.sounds, self._of(split), self._numbers(), self.codec, self.config.length, most)
 
     def evaluation_loader(self, clips: EvaluationClips) -> DataLoader[Any]:
         """Batches of such a list, in its order."""

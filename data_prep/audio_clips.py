@@ -18,7 +18,6 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from mamba_seq.data_prep.audio_augment import Variation, draw_variation
 from mamba_seq.data_prep.audio_sounds import Sounds
-from mamba_seq.data_prep.audio_trim import trimmed
 from mamba_seq.data_prep.codecs import Codec, Levels
 from mamba_seq.data_prep.errors import TooFewData
 
@@ -79,7 +78,6 @@ class TrainingClips(Dataset[Clip]):
         speed: The most by which clips are played faster or slower, 0.1 for 10 %.
         flip: Turn half of the clips upside down.
         skip: The most samples that are left out at the beginning of a file that is no longer than a clip.
-        trim: Leave out what comes before and after the sound of such a file.
 
     Raises:
         TooFewData: There is no file.
@@ -98,7 +96,6 @@ class TrainingClips(Dataset[Clip]):
         speed: float = 0.0,
         flip: bool = False,
         skip: int = 0,
-        trim: bool = False,
     ) -> None:
         if not len(indices):
             raise TooFewData("there is no sound file to train on; hold out smaller parts, or add files")
@@ -110,7 +107,7 @@ class TrainingClips(Dataset[Clip]):
         self._length = length
         self._draw = draw
         self._label_dropout = label_dropout
-        self._speed, self._flip, self._skip, self._trim = speed, flip, skip, trim
+        self._speed, self._flip, self._skip = speed, flip, skip
         places = np.maximum(1, sounds.lengths[self._indices] - length + 1)
         self._cumulative = np.cumsum(places.astype(np.float64))
         own = np.array([labels[i] for i in self._indices])
@@ -125,11 +122,8 @@ class TrainingClips(Dataset[Clip]):
             spare = int(self._sounds.lengths[index]) - self._length
             start = int(rng.integers(spare + 1)) if spare > 0 else 0
             variation = self._variation(number, cut=spare > 0)
-            trim = self._trim and spare <= 0
-            samples = self._sounds.read(index, start, self._length if trim else variation.needs(self._length))
+            samples = self._sounds.read(index, start, variation.needs(self._length))
             if samples is not None:
-                if trim:
-                    samples = trimmed(samples, self._sounds.sample_rate)
                 levels = self._codec.encode(variation.of(samples, self._length))
                 return Clip(levels, NO_LABEL if self._is_untold(number) else self._labels[index])
         raise TooFewData(
@@ -222,7 +216,6 @@ class EvaluationClips(Dataset[Clip]):
         codec: Makes levels of samples.
         length: Samples of a piece; the last one of a file may have fewer.
         most: How many pieces to take, drawn by a seed that is always the same; 0 for all.
-        trim: Leave out what comes before and after the sound of files that are one piece.
     """
 
     def __init__(
@@ -233,9 +226,8 @@ class EvaluationClips(Dataset[Clip]):
         codec: Codec,
         length: int,
         most: int = 0,
-        trim: bool = False,
     ) -> None:
-        self._sounds, self._labels, self._codec, self._length, self._trim = sounds, labels, codec, length, trim
+        self._sounds, self._labels, self._codec, self._length = sounds, labels, codec, length
         self.pieces = [(int(i), start) for i in indices for start in range(0, int(sounds.lengths[i]), length)]
         if 0 < most < len(self.pieces):
             chosen = np.random.default_rng(0).choice(len(self.pieces), most, replace=False)
@@ -250,8 +242,6 @@ class EvaluationClips(Dataset[Clip]):
         samples = self._sounds.read(index, start, self._length)
         if samples is None:
             samples = np.zeros(0, dtype=np.float32)
-        if self._trim and self._sounds.lengths[index] <= self._length:
-            samples = trimmed(samples, self._sounds.sample_rate)
         return Clip(self._codec.encode(samples), self._labels[index])
 
     def source(self, number: int) -> str:

@@ -12,6 +12,7 @@ import torch
 
 from mamba_seq.data_prep.audio_files import AudioFile, Skipped
 from mamba_seq.data_prep.audio_io import read_audio
+from mamba_seq.data_prep.audio_trim import trimmed
 from mamba_seq.data_prep.codecs import Samples
 from mamba_seq.data_prep.errors import DataError
 
@@ -26,15 +27,19 @@ class Sounds:
         sample_rate: Samples a second of what is read.
         in_memory: Read all files now. Those that are damaged are then known, and out of the list.
         threads: That many files are decoded at a time.
+        trim: Files of at most so many samples are read without the room before and after their sound.
 
     Attributes:
         files: Those that can be read, as far as is known.
         skipped: Those that cannot, of the ones that were read now.
-        lengths: Number of samples of each, at `sample_rate`.
+        lengths: Number of samples of each, at `sample_rate`, before trimming.
     """
 
-    def __init__(self, files: Sequence[AudioFile], sample_rate: int, in_memory: bool, threads: int = 8) -> None:
+    def __init__(
+        self, files: Sequence[AudioFile], sample_rate: int, in_memory: bool, threads: int = 8, trim: int = 0
+    ) -> None:
         self.sample_rate = sample_rate
+        self._trim = trim
         self.files = list(files)
         self.skipped: list[Skipped] = []
         self._samples: list[Samples] | None = None
@@ -58,7 +63,10 @@ class Sounds:
         if self._samples is not None:
             return self._samples[index][start : start + length]
         try:
-            return read_audio(self.files[index].path, self.sample_rate, start, length)
+            file = self.files[index]
+            if self._trims(file):
+                return self._read_whole(file)[start : start + length]
+            return read_audio(file.path, self.sample_rate, start, length)
         except DataError as error:
             if not self._damaged[index]:
                 self._damaged[index] = True
@@ -70,8 +78,15 @@ class Sounds:
         """Files that some process tried to read in vain."""
         return [file for file, bad in zip(self.files, self._damaged.tolist(), strict=True) if bad]
 
+    def _trims(self, file: AudioFile) -> bool:
+        return file.info.length(self.sample_rate) <= self._trim
+
+    def _read_whole(self, file: AudioFile) -> Samples:
+        samples = read_audio(file.path, self.sample_rate)
+        return trimmed(samples, self.sample_rate) if self._trims(file) else samples
+
     def _decode(self, file: AudioFile) -> Samples | Skipped:
         try:
-            return read_audio(file.path, self.sample_rate)
+            return self._read_whole(file)
         except DataError as error:
             return Skipped(file.path, str(error))

@@ -36,9 +36,11 @@ def trimmed(samples: Samples, sample_rate: int) -> Samples:
     """
     frame = max(1, round(FRAME * sample_rate))
     count = len(samples) // frame
-    moving = samples - np.median(samples) if count else samples  # some microphones add a constant
+    if not count:
+        return samples
+    moving = samples - np.median(samples)  # some microphones add a constant
     power = (moving[: count * frame].reshape(count, frame).astype(np.float64) ** 2).mean(axis=1)
-    if not count or not power.max() > 0:
+    if not power.max() > 0:
         return samples
     room = np.quantile(power, QUIETEST) * 10 ** (ABOVE_ROOM / 10)
     low, high = (power.max() * 10 ** (each / 10) for each in BELOW_PEAK)

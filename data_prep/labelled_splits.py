@@ -149,7 +149,9 @@ def _take_one(splits: list[Split], examples: Sequence[Example], targets: Targets
     pool = [cluster for cluster in clusters(examples) if all(splits[i] == "train" for i in cluster)]
     left = Counter(_stratum(targets, i) for i, s in enumerate(splits) if s == "train")
     still = 1 + ("validation" not in splits and split == "test")  # parts for what is not made yet
-    for cluster in sorted(pool, key=len) if len(pool) > still else ():
+    if len(pool) <= still:
+        return False
+    for cluster in sorted(pool, key=len):
         leaving = Counter(_stratum(targets, i) for i in cluster)
         if all(left[c] > n for c, n in leaving.items()):
             for i in cluster:

@@ -23,8 +23,8 @@ COLUMNS = ("file", "label", "seed", "index", "seconds", "log_likelihood", "bits_
 class Places:
     """Where files go: beside, and at the end of a with block that does not raise to their names."""
 
-    def __init__(self, request: AudioRequest, form: str) -> None:
-        self._request, self._form = request, form
+    def __init__(self, request: AudioRequest) -> None:
+        self._request, self._form = request, request.form
         self._stack = contextlib.ExitStack()
         self._rows: list[list[str]] = []
         self._page: list[bytes] = []
@@ -82,14 +82,15 @@ class Places:
         if self._beside is not None:
             lines = ["\t".join(row) for row in [list(COLUMNS), *self._rows]]
             self._write(self._beside / TABLE, ("\n".join(lines) + "\n").encode())
-            made = {file.name for file in self._beside.iterdir()}
+            files = sorted(self._beside.iterdir(), key=lambda file: file.name == TABLE)
+            made = {file.name for file in files}
             others = [p for p in Path(self._request.output).iterdir() if format_of(p.name) and p.name not in made]
             if others:
                 log.warning(
                     "%s has %d sound file%s from before, such as %s, which the new %s does not list",
                     *(self._request.output, len(others), "s" * (len(others) > 1), others[0].name, TABLE),
                 )
-            for file in sorted(self._beside.iterdir(), key=lambda file: file.name == TABLE):
+            for file in files:
                 file.replace(Path(self._request.output) / file.name)
         if self._page:
             assert self._request.gallery is not None

@@ -91,7 +91,7 @@ def generate_audio(model: LanguageModel, spec: str, request: AudioRequest, show:
     gallery = None
     if request.gallery is not None:
         gallery = Gallery(spec, drawing, sample_rate, form, request.prompt, config.labels)
-    with Places(request, form) as places:
+    with Places(request) as places:
         made_seconds = 0.0
         for made in pieces.stream() if request.output == STDOUT else pieces.whole():
             name = places.name(made.clip)

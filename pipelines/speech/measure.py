@@ -195,6 +195,7 @@ def _agreement(
         lowest=0.0,
     )
     counts = confusion_matrix(asked[there], said[there], len(classifier.labels))
+    # not min, which makes a 1 of what is no number
     return [Metric("agreement", mean, low, float(np.minimum(1.0, high)), int(there.sum())), *rows], counts.tolist()
 
 
